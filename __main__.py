@@ -1,0 +1,5 @@
+"""``python -m qconv``: the command line."""
+
+from .convert.cli import main
+
+main()

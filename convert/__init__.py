@@ -1,0 +1,1 @@
+"""The application: plans, streaming execution, resume, seals and the command line."""

@@ -1,0 +1,212 @@
+"""What every format meets in: a :class:`Model` of lazy :class:`Tensor` values, and the :class:`Layout` of an output.
+
+A reader turns a path into a Model: GGUF metadata keys and canonical tensor names (``blk.0.attn_q.weight``) in GGUF row order. A writer
+turns metadata and a list of tensors *without their data* into a Layout: which bytes go where. Between them the application
+moves row slabs, so N readers and N writers serve N × N conversions, and nothing is held in memory but slabs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ..quantizers.base import Encoding
+from .metadata import Field
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .architectures import Architecture
+
+__all__ = ["Format", "Layout", "Model", "OpenContext", "OutputTensor", "Part", "Placement", "Tensor", "WriteOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named matrix whose weights stay on disk until rows of them are asked for.
+
+    Attributes:
+        name: canonical (GGUF) name.
+        shape: NumPy order, the last axis being the row; GGUF's ``ne`` reversed. Leading axes are flattened into rows, so a stack of
+            experts (experts, out, in) has ``experts * out`` rows.
+        encoding: how ``read`` gives the weights.
+        read: ``read(start, stop)`` returns uint8 (stop - start, row bytes), the rows as bytes of ``encoding``. Any thread may call it. A
+            reader whose file holds another layout (packed, transposed, sharded) resolves it here.
+        origin: where the weights lie, for messages: file and the name that the file gives them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    read: Callable[[int, int], NDArray[np.uint8]]
+    origin: str = ""
+
+    @property
+    def columns(self) -> int:
+        """Weights per row."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows over all leading axes; 1 for a vector."""
+        return prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows in ``encoding``."""
+        return self.encoding.nbytes(self.shape)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows ``start`` to ``stop`` as float32 (stop - start, columns)."""
+        return self.encoding.decode(self.read(start, stop))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a reader found: metadata, lazy tensors, and the files beside them.
+
+    Attributes:
+        path: what the user named.
+        format: name of the format that read it.
+        metadata: GGUF keys to typed values, in the order to write them.
+        tensors: canonical names to tensors, in file order.
+        files: every file that was opened, for fingerprints and for "output is input" checks.
+        side_files: configuration, tokenizer and template files by name, for writers that want them back.
+        notes: what the user should know: guesses, dropped tensors, lossy steps.
+        close: releases file handles; tensors are dead afterwards.
+    """
+
+    path: Path
+    format: str
+    metadata: Mapping[str, Field]
+    tensors: Mapping[str, Tensor]
+    files: tuple[Path, ...] = ()
+    side_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``, or an empty string where the file has none (an adapter, an importance matrix)."""
+        found = self.metadata.get("general.architecture")
+        return found.value if found is not None and isinstance(found.value, str) else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class OpenContext:
+    """What a reader may need beyond the path.
+
+    Attributes:
+        encodings: every registered encoding by name.
+        architectures: every registered architecture by name.
+        architecture: the user's ``--as-arch``, to be used instead of what the configuration says.
+        pre_tokenizer: the user's ``--pre-tokenizer``, where structure alone does not identify it.
+        vocabulary_only: read metadata and tokenizer, no tensors.
+    """
+
+    encodings: Mapping[str, Encoding]
+    architectures: Mapping[str, Architecture]
+    architecture: str | None = None
+    pre_tokenizer: str | None = None
+    vocabulary_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor to be written: everything but its data."""
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its rows will take."""
+        return self.encoding.nbytes(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a tensor's rows go: ``offset`` in bytes from the start of the part's file."""
+
+    tensor: OutputTensor
+    offset: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an output.
+
+    Attributes:
+        path: final name.
+        size: bytes of the whole file, known before any weight is read.
+        placements: tensors with their offsets; all bytes that neither they nor the header cover are zero.
+        header: given the lower-case hexadecimal SHA-256 of each placed tensor by name, returns the bytes to write at offset 0.
+            Their number does not depend on the digests.
+    """
+
+    path: Path
+    size: int
+    placements: tuple[Placement, ...]
+    header: Callable[[Mapping[str, str]], bytes]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every file of an output; the first part is the one that users name, and is put in place last."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How a writer lays out its files.
+
+    Attributes:
+        alignment: bytes to which tensor data is padded, a power of two; None keeps the source's, or the format's default.
+        split_max_size: largest number of tensor bytes per part, or None.
+        split_max_tensors: largest number of tensors per part, or None.
+        digests: whether digests are stored in the file.
+    """
+
+    alignment: int | None = None
+    split_max_size: int | None = None
+    split_max_tensors: int | None = None
+    digests: bool = True
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format: how it is recognised, read and written.
+
+    Attributes:
+        name: unique short name (``gguf``).
+        description: one line for ``qconv formats``.
+        detect: whether a path holds this format, judged by content; must not raise for foreign content.
+        open: reads the headers and returns a Model; raises FormatError or ModelError.
+        lay_out: ``lay_out(path, metadata, tensors, options)`` returns the Layout of an output; None where qconv only reads.
+    """
+
+    name: str
+    description: str
+    detect: Callable[[Path], bool]
+    open: Callable[[Path, OpenContext], Model] | None
+    lay_out: Callable[[Path, Mapping[str, Field], Sequence[OutputTensor], WriteOptions], Layout] | None = None

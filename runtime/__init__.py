@@ -1,0 +1,1 @@
+"""The reference runtime: what a converted model says, measured."""
