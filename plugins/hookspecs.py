@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 GROUP = "qconv"
 hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+"""Marks a function of a plugin as the implementation of the hook of its name."""
 
 
 @hookspec
