@@ -1,0 +1,443 @@
+"""Explicit vectors in numba: the language that the kernels of this room are written in.
+
+**Lanes.** A vector is sixteen lanes (``LANES``) of float32 (:class:`Floats`), int32 (:class:`Ints`) or truth values (:class:`Mask`). A
+kernel handles sixteen sub-blocks at a time, one per lane, or sixteen neighbouring weights of one sub-block. LLVM maps a vector to one
+AVX-512 register, two of AVX2, four of SSE or NEON; the source does not change.
+
+**Operators** act lane by lane: ``+ - * /`` on floats, ``+ - * & | ^ << >>`` on ints (``>>`` keeps the sign), ``& | ^ ~`` on masks,
+unary ``-``; ``< <= > >= == !=`` give a mask. One side may be a Python or NumPy scalar. Named operations follow below.
+Only contraction (``a * b + c`` rounded once) is allowed to the compiler, so NaN, infinity and signed zero behave as IEEE says, but
+do not rely on a product being rounded before it is added, unless it is exact.
+
+**Memory.** Kernels take one-dimensional C-contiguous arrays and element indices; nothing is bounds-checked. Between the steps of a
+search, sixteen sub-blocks live transposed in a scratch array (:func:`~.kernel.scratch`), ``scratch[place * 16 + lane]``:
+:func:`transpose` moves a 16 by 16 tile there.
+
+**A family module** (``q4_k.py`` is one) reads like the description of its format, in this order:
+
+1. *Layout*: the module docstring, the constants of block sizes and offsets.
+2. *Objective*: which weighted error is minimised, for each ``EncodeOptions.objective``.
+3. *Search*: ``@inlined`` functions on a scratch array; searches that formats share lie in modules of their own.
+4. *Pack*: scales and codes into the bytes of a block, in the layout's order.
+5. ``@kernel`` entry points, ``decode(data, out)`` and ``encode(rows, ..., out)``, on flat arrays; and ``codec(name) -> Codec``, which
+   ``catalog.py`` calls. :mod:`.kernel` has the decorators and the adapter from row arrays to flat ones.
+
+Rules that cost others an evening: scalars of numba follow NumPy (a float32 times a Python float is float64, an int64 times a float32
+too), so wrap constants of scalar code in ``np.float32`` where speed or exactness asks for it; rounding candidates that put the largest
+weight exactly on a tie are bad; ``sum_w * sum_ll - sum_l**2`` is rounding noise on constant blocks, compare it with a small multiple of
+its first term; a scale is rounded to float16 before codes are chosen; a refinement is kept only where the true error fell; a block's
+bytes must depend on nothing but its weights, their importance and the options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Protocol, TypeVar, overload
+
+import numpy as np
+
+from .simd_operations import OPERATIONS
+from .simd_types import LANES, operation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float32]
+    IntArray = NDArray[np.int32]
+    ByteArray = NDArray[np.uint8]
+    Table = NDArray[np.float32] | NDArray[np.int32] | NDArray[np.uint8]
+
+__all__ = [
+    "LANES",
+    "Floats",
+    "Ints",
+    "Mask",
+    "absolute",
+    "bits",
+    "extract",
+    "float_to_half",
+    "floats_to_halves",
+    "floor",
+    "from_bits",
+    "gather_float",
+    "gather_int",
+    "half_to_float",
+    "halves_to_floats",
+    "interleave_high",
+    "interleave_low",
+    "lane_bits",
+    "lane_indices",
+    "lane_max",
+    "lane_min",
+    "lane_sum",
+    "load",
+    "load_bytes",
+    "load_int",
+    "load_short",
+    "load_shorts",
+    "load_signed_bytes",
+    "logical_shift",
+    "maximum",
+    "minimum",
+    "round_even",
+    "saturating_half",
+    "select",
+    "splat",
+    "splat_int",
+    "sqrt",
+    "store",
+    "store_bytes",
+    "store_short",
+    "store_shorts",
+    "to_float",
+    "to_int",
+    "transpose",
+]
+
+
+class Mask(Protocol):
+    """Sixteen truth values."""
+
+    def __and__(self, other: Mask) -> Mask: ...
+    def __or__(self, other: Mask) -> Mask: ...
+    def __xor__(self, other: Mask) -> Mask: ...
+    def __invert__(self) -> Mask: ...
+
+
+class Floats(Protocol):
+    """Sixteen lanes of float32."""
+
+    def __add__(self, other: Floats | float) -> Floats: ...
+    def __radd__(self, other: float) -> Floats: ...
+    def __sub__(self, other: Floats | float) -> Floats: ...
+    def __rsub__(self, other: float) -> Floats: ...
+    def __mul__(self, other: Floats | float) -> Floats: ...
+    def __rmul__(self, other: float) -> Floats: ...
+    def __truediv__(self, other: Floats | float) -> Floats: ...
+    def __rtruediv__(self, other: float) -> Floats: ...
+    def __neg__(self) -> Floats: ...
+    def __lt__(self, other: Floats | float) -> Mask: ...
+    def __le__(self, other: Floats | float) -> Mask: ...
+    def __gt__(self, other: Floats | float) -> Mask: ...
+    def __ge__(self, other: Floats | float) -> Mask: ...
+    def __eq__(self, other: Floats | float) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __ne__(self, other: Floats | float) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+
+
+class Ints(Protocol):
+    """Sixteen lanes of int32; arithmetic wraps around."""
+
+    def __add__(self, other: Ints | int) -> Ints: ...
+    def __radd__(self, other: int) -> Ints: ...
+    def __sub__(self, other: Ints | int) -> Ints: ...
+    def __rsub__(self, other: int) -> Ints: ...
+    def __mul__(self, other: Ints | int) -> Ints: ...
+    def __rmul__(self, other: int) -> Ints: ...
+    def __and__(self, other: Ints | int) -> Ints: ...
+    def __or__(self, other: Ints | int) -> Ints: ...
+    def __xor__(self, other: Ints | int) -> Ints: ...
+    def __lshift__(self, other: Ints | int) -> Ints: ...
+    def __rshift__(self, other: Ints | int) -> Ints: ...
+    def __invert__(self) -> Ints: ...
+    def __neg__(self) -> Ints: ...
+    def __lt__(self, other: Ints | int) -> Mask: ...
+    def __le__(self, other: Ints | int) -> Mask: ...
+    def __gt__(self, other: Ints | int) -> Mask: ...
+    def __ge__(self, other: Ints | int) -> Mask: ...
+    def __eq__(self, other: Ints | int) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __ne__(self, other: Ints | int) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+
+
+Number = TypeVar("Number", Floats, Ints)
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _lowered(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Tie a declaration to its instructions, which ``simd_operations`` holds under its name."""
+    operation(function, *OPERATIONS[function.__name__])
+    return function
+
+
+def _only_in_kernels() -> NoReturn:
+    raise TypeError("vector operations exist only inside compiled kernels")
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------------
+
+
+@_lowered
+def load(array: FloatArray, index: int) -> Floats:
+    """Return ``array[index : index + 16]`` of a float32 array."""
+    _only_in_kernels()
+
+
+@_lowered
+def load_int(array: IntArray, index: int) -> Ints:
+    """Return ``array[index : index + 16]`` of an int32 array."""
+    _only_in_kernels()
+
+
+@_lowered
+def load_bytes(array: ByteArray, index: int) -> Ints:
+    """Return the sixteen unsigned bytes at ``index`` of a uint8 array."""
+    _only_in_kernels()
+
+
+@_lowered
+def load_signed_bytes(array: ByteArray, index: int) -> Ints:
+    """Return the sixteen bytes at ``index`` of a uint8 array, read as int8."""
+    _only_in_kernels()
+
+
+@_lowered
+def load_shorts(array: ByteArray, index: int) -> Ints:
+    """Return sixteen little-endian uint16 that start at byte ``index`` of a uint8 array."""
+    _only_in_kernels()
+
+
+@_lowered
+def load_short(array: ByteArray, index: int) -> int:
+    """Return the little-endian uint16 at byte ``index`` of a uint8 array, as a scalar."""
+    _only_in_kernels()
+
+
+@overload
+def store(array: FloatArray, index: int, value: Floats) -> None: ...
+@overload
+def store(array: IntArray, index: int, value: Ints) -> None: ...
+@_lowered
+def store(array: FloatArray | IntArray, index: int, value: Floats | Ints) -> None:
+    """Write sixteen lanes to ``array[index : index + 16]``, float32 or int32."""
+    _only_in_kernels()
+
+
+@_lowered
+def store_bytes(array: ByteArray, index: int, value: Ints) -> None:
+    """Write the low byte of each lane to ``array[index : index + 16]``."""
+    _only_in_kernels()
+
+
+@_lowered
+def store_shorts(array: ByteArray, index: int, value: Ints) -> None:
+    """Write the low 16 bits of each lane, little-endian, to the 32 bytes from ``index``."""
+    _only_in_kernels()
+
+
+@_lowered
+def store_short(array: ByteArray, index: int, value: int) -> None:
+    """Write the low 16 bits of a scalar, little-endian, to the two bytes from ``index``."""
+    _only_in_kernels()
+
+
+@_lowered
+def gather_float(table: FloatArray, index: Ints) -> Floats:
+    """Return ``table[index]`` lane by lane."""
+    _only_in_kernels()
+
+
+@_lowered
+def gather_int(table: IntArray | ByteArray, index: Ints) -> Ints:
+    """Return ``table[index]`` lane by lane; bytes are unsigned."""
+    _only_in_kernels()
+
+
+@_lowered
+def transpose(
+    source: FloatArray, start: int, source_stride: int, target: FloatArray, offset: int, target_stride: int
+) -> None:
+    """Transpose a 16 by 16 tile.
+
+    Row ``i`` of the tile is ``source[start + i * source_stride :][:16]``; its column ``j`` becomes
+    ``target[offset + j * target_stride :][:16]``. Source and target may be one array if the tiles are the same or apart.
+    """
+    _only_in_kernels()
+
+
+# --- making and choosing values -------------------------------------------------------------------------------------------------
+
+
+@_lowered
+def splat(value: float) -> Floats:
+    """Return sixteen times the float32 nearest to ``value``."""
+    _only_in_kernels()
+
+
+@_lowered
+def splat_int(value: int) -> Ints:
+    """Return sixteen times the low 32 bits of ``value``."""
+    _only_in_kernels()
+
+
+@_lowered
+def lane_indices() -> Ints:
+    """Return 0, 1, ..., 15."""
+    _only_in_kernels()
+
+
+@_lowered
+def select(mask: Mask, yes: Number, no: Number | float) -> Number:
+    """Return ``yes`` where ``mask`` is true and ``no``, a vector or scalar, elsewhere."""
+    _only_in_kernels()
+
+
+@_lowered
+def minimum(left: Number, right: Number | float) -> Number:
+    """Return the smaller of each pair; ``right`` where either is NaN."""
+    _only_in_kernels()
+
+
+@_lowered
+def maximum(left: Number, right: Number | float) -> Number:
+    """Return the larger of each pair; ``right`` where either is NaN."""
+    _only_in_kernels()
+
+
+@_lowered
+def interleave_low(left: Number, right: Number) -> Number:
+    """Return ``left[0], right[0], left[1], right[1], ..., left[7], right[7]``."""
+    _only_in_kernels()
+
+
+@_lowered
+def interleave_high(left: Number, right: Number) -> Number:
+    """Return ``left[8], right[8], ..., left[15], right[15]``."""
+    _only_in_kernels()
+
+
+@overload
+def extract(value: Floats, lane: int) -> float: ...
+@overload
+def extract(value: Ints, lane: int) -> int: ...
+@_lowered
+def extract(value: Floats | Ints, lane: int) -> float:
+    """Return one lane as a float32 or int32 scalar."""
+    _only_in_kernels()
+
+
+# --- arithmetic -----------------------------------------------------------------------------------------------------------------
+
+
+@_lowered
+def floor(value: Floats) -> Floats:
+    """Return the largest integer not above each lane."""
+    _only_in_kernels()
+
+
+@_lowered
+def round_even(value: Floats) -> Floats:
+    """Return the nearest integer, ties to even."""
+    _only_in_kernels()
+
+
+@_lowered
+def sqrt(value: Floats) -> Floats:
+    """Return the square root, correctly rounded."""
+    _only_in_kernels()
+
+
+@_lowered
+def absolute(value: Number) -> Number:
+    """Return the absolute value."""
+    _only_in_kernels()
+
+
+@_lowered
+def to_int(value: Floats) -> Ints:
+    """Return float32 truncated towards zero; lanes outside int32 are undefined."""
+    _only_in_kernels()
+
+
+@_lowered
+def to_float(value: Ints) -> Floats:
+    """Return the nearest float32."""
+    _only_in_kernels()
+
+
+@_lowered
+def logical_shift(value: Ints, count: Ints | int) -> Ints:
+    """Return ``value >> count`` with zeros shifted in."""
+    _only_in_kernels()
+
+
+@_lowered
+def bits(value: Floats) -> Ints:
+    """Return the bit patterns."""
+    _only_in_kernels()
+
+
+@_lowered
+def from_bits(value: Ints) -> Floats:
+    """Return the floats of these bit patterns."""
+    _only_in_kernels()
+
+
+@_lowered
+def halves_to_floats(value: Ints) -> Floats:
+    """Return the float16 in the low 16 bits of each lane, exactly."""
+    _only_in_kernels()
+
+
+@_lowered
+def floats_to_halves(value: Floats) -> Ints:
+    """Return the bits of the nearest float16, ties to even; too large a value becomes infinity."""
+    _only_in_kernels()
+
+
+@_lowered
+def half_to_float(value: int) -> float:
+    """Return the float16 in the low 16 bits of a scalar as float32, exactly."""
+    _only_in_kernels()
+
+
+@_lowered
+def float_to_half(value: float) -> int:
+    """Return the bits of the float16 nearest to a scalar, ties to even; too large a value becomes infinity."""
+    _only_in_kernels()
+
+
+@_lowered
+def saturating_half(value: float) -> int:
+    """Return the bits of the finite float16 nearest to a scalar: for scales, which must stay finite. NaN becomes zero."""
+    _only_in_kernels()
+
+
+# --- across lanes ---------------------------------------------------------------------------------------------------------------
+
+
+@overload
+def lane_sum(value: Floats) -> float: ...
+@overload
+def lane_sum(value: Ints) -> int: ...
+@_lowered
+def lane_sum(value: Floats | Ints) -> float:
+    """Return the sum of all lanes, added in halves: ((0 + 8) + (4 + 12)) + ..., the same on every host."""
+    _only_in_kernels()
+
+
+@overload
+def lane_min(value: Floats) -> float: ...
+@overload
+def lane_min(value: Ints) -> int: ...
+@_lowered
+def lane_min(value: Floats | Ints) -> float:
+    """Return the smallest lane."""
+    _only_in_kernels()
+
+
+@overload
+def lane_max(value: Floats) -> float: ...
+@overload
+def lane_max(value: Ints) -> int: ...
+@_lowered
+def lane_max(value: Floats | Ints) -> float:
+    """Return the largest lane."""
+    _only_in_kernels()
+
+
+@_lowered
+def lane_bits(mask: Mask) -> int:
+    """Return a mask as a number whose bit ``i`` is lane ``i``: 0 where no lane is true, 65535 where all are."""
+    _only_in_kernels()
