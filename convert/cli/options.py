@@ -1,0 +1,126 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_OUTPUT, _TYPES, _WORK = "Output", "Types", "Work"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, help="Worker threads; default: one per core.", rich_help_panel=_WORK),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.", rich_help_panel=_OUTPUT)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the exact plan and write nothing.", rich_help_panel=_WORK)
+]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option("--allow-nonfinite", help="Write zeros for NaN and infinity in the source.", rich_help_panel=_WORK),
+]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF or .dat).", rich_help_panel=_TYPES),
+]
+IncludeWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include-weights", metavar="TEXT", help="Use importance only for names with TEXT.", rich_help_panel=_TYPES
+    ),
+]
+ExcludeWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude-weights", metavar="TEXT", help="Ignore importance for names with TEXT.", rich_help_panel=_TYPES
+    ),
+]
+TensorType = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        help="Type for tensors whose name matches; may be repeated, the last match wins.",
+        rich_help_panel=_TYPES,
+    ),
+]
+OutputTensorType = Annotated[
+    str | None,
+    typer.Option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.", rich_help_panel=_TYPES),
+]
+TokenEmbeddingType = Annotated[
+    str | None,
+    typer.Option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.", rich_help_panel=_TYPES),
+]
+LeaveOutputTensor = Annotated[
+    bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.", rich_help_panel=_TYPES)
+]
+Pure = Annotated[bool, typer.Option("--pure", help="One type for every matrix, no mixture.", rich_help_panel=_TYPES)]
+NoFallback = Annotated[
+    bool,
+    typer.Option("--no-fallback", help="Fail where a row does not fit the type's block.", rich_help_panel=_TYPES),
+]
+Compat = Annotated[
+    str | None,
+    typer.Option(
+        "--compat",
+        metavar="llama.cpp",
+        help="Choose types exactly as llama.cpp does, traps included (docs/recipes.md).",
+        rich_help_panel=_TYPES,
+    ),
+]
+Effort = Annotated[
+    str, typer.Option("--effort", metavar="fast|default|best", help="How hard to search.", rich_help_panel=_TYPES)
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="ggml|plain|importance",
+        help="Which error encoders minimise (docs/encodings.md).",
+        rich_help_panel=_TYPES,
+    ),
+]
+OverrideKv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-kv",
+        metavar="KEY=TYPE:VALUE",
+        help="Set a metadata value; may be repeated.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Alignment = Annotated[
+    int | None, typer.Option("--alignment", help="Alignment of tensor data in bytes.", rich_help_panel=_OUTPUT)
+]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option("--split-max-size", metavar="N[M|G]", help="Split into parts of at most N.", rich_help_panel=_OUTPUT),
+]
+SplitMaxTensors = Annotated[
+    int | None,
+    typer.Option("--split-max-tensors", min=1, help="Split into parts of at most N tensors.", rich_help_panel=_OUTPUT),
+]
+NoDigests = Annotated[
+    bool,
+    typer.Option("--no-digests", help="Leave the SHA-256 of each tensor out of the file.", rich_help_panel=_OUTPUT),
+]
+AsArch = Annotated[
+    str | None,
+    typer.Option("--as-arch", metavar="NAME", help="Read the model as this architecture.", rich_help_panel=_WORK),
+]
+PreTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="Name of the pre-tokenizer where its structure is not recognised.",
+        rich_help_panel=_WORK,
+    ),
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", help="general.name of the output.", rich_help_panel=_OUTPUT)
+]

@@ -1,0 +1,111 @@
+"""What people see: progress, plans, summaries; and the JSON twin of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+__all__ = ["human_bytes", "note", "print_json", "print_table", "progress_bar"]
+
+_LINE_EVERY = 10.0  # seconds between plain progress lines
+
+
+def human_bytes(count: float) -> str:
+    """Return ``count`` in binary units with three significant digits.
+
+    >>> human_bytes(7351392)
+    '7.01 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table on standard output; ``right`` names the columns to align right."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console that neither wraps data when piped nor guesses highlights."""
+    target = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=False)
+    if not target.is_terminal:
+        target.width = 200
+    return target
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error."""
+    console(stderr=True).print(f"note: {text}", style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with finished bytes.
+
+    On a terminal it draws a bar with rate and time left, elsewhere it prints a line every ten seconds; both on standard error.
+    ``quiet`` prints nothing.
+    """
+    screen = console(stderr=True)
+    if quiet:
+        yield lambda count: None
+    elif screen.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=screen, transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.advance(task, count)
+    else:
+        yield _plain_progress(label, total)
+
+
+def _plain_progress(label: str, total: int) -> Callable[[int], None]:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last < _LINE_EVERY:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        left = (total - done) / rate if rate else 0.0
+        percent = 100 * done / total if total else 100.0
+        print(f"{label}: {percent:.0f} %, {human_bytes(rate)}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance

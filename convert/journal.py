@@ -1,0 +1,117 @@
+"""The journal: what is done of an output, so that a killed job continues where it stopped.
+
+One JSON object per line. The first states the fingerprint of the job (sources, plan, options, version of qconv) and the files that
+it writes; then one line per finished tensor with the SHA-256 of its bytes; at last ``{"sealed": true}`` when every part is
+on disk and only the renames are left. A line cut short by a crash is ignored. The file is locked while a job runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from ..errors import BusyError
+
+try:
+    import fcntl
+except ImportError:  # Windows: the open temporary file itself keeps a second writer out
+    fcntl = None  # type: ignore[assignment]  # the module is absent there
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """An open, locked journal.
+
+    Attributes:
+        digests: SHA-256 by tensor name, of the tensors that an earlier run finished.
+        sealed: whether an earlier run had finished everything but the renames.
+        resumed: whether the journal of an earlier run with the same fingerprint was found.
+        abandoned: files that another job of an earlier run was writing, which nobody will continue.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, files: Sequence[str]) -> None:
+        self.path = path
+        self.abandoned: tuple[str, ...] = ()
+        self._start: dict[str, object] = {"fingerprint": fingerprint, "files": list(files)}
+        self._file = _open_locked(path)
+        self.digests: dict[str, str] = {}
+        self.sealed = False
+        self.resumed = False
+        lines = _parse(self._file.read())
+        if lines and lines[0].get("fingerprint") == fingerprint:
+            self.resumed = True
+            for line in lines[1:]:
+                if "tensor" in line:
+                    self.digests[str(line["tensor"])] = str(line["sha256"])
+                self.sealed = self.sealed or bool(line.get("sealed"))
+        else:
+            before = lines[0].get("files") if lines else None
+            self.abandoned = tuple(str(name) for name in before) if isinstance(before, list) else ()
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget what an earlier run did."""
+        self.digests, self.sealed, self.resumed = {}, False, False
+        self._file.seek(0)
+        self._file.truncate()
+        self._append(self._start)
+
+    def finish(self, tensor: str, digest: str) -> None:
+        """Record that every byte of ``tensor`` was handed to the system."""
+        self._append({"tensor": tensor, "sha256": digest})
+
+    def seal(self) -> None:
+        """Record, durably, that every part is whole and on disk under its temporary name."""
+        self._append({"sealed": True})
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Release the lock and keep the file for a later run."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Delete the file: the job is done, or cannot be continued."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _append(self, line: dict[str, object]) -> None:
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _open_locked(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise BusyError(
+                "another process is writing this output", path=path, remedy="Wait for it, or choose another output."
+            ) from error
+        try:
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                file.seek(0)
+                return file
+        except FileNotFoundError:
+            pass  # the owner finished and removed it between our open and our lock: open a new one
+        file.close()
+
+
+def _parse(text: str) -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = []
+    for line in text.split("\n")[:-1]:  # what follows the last newline was cut short
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(value, dict):
+            break
+        lines.append(value)
+    return lines

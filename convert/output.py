@@ -1,0 +1,201 @@
+"""The files of an output while they are being made: temporary names, room on disk, seal.
+
+A part is written as ``NAME.qconv-part`` beside its final name, at its full size from the start, so that a full disk shows before any
+work is done. Its header stays zero until everything else is there: no state of a crash leaves a readable wrong file. The seal
+writes the headers, waits until the disk has everything, and renames, the first part last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import DiskFullError, OutputError, OutputExistsError
+from ..formats.base import Layout
+from ..formats.positional import PositionalFile
+from .journal import Journal
+
+__all__ = ["OutputFiles", "check_output", "journal_path", "temporary_path"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BINARY = getattr(os, "O_BINARY", 0)
+_MAX_CALL = 1 << 30  # Linux moves at most 2^31 - 4096 bytes per call
+_SEEK_LOCK = threading.Lock()
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; any thread may call it; raises OSError as the system does."""
+    done = 0
+    while done < len(data):
+        piece = data[done : done + _MAX_CALL]
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(descriptor, piece, offset + done)
+        else:  # Windows: a seek and a write that no other thread may come between
+            with _SEEK_LOCK:
+                os.lseek(descriptor, offset + done, os.SEEK_SET)
+                done += os.write(descriptor, piece)
+
+
+def temporary_path(final: Path) -> Path:
+    """Return the name under which a part is written."""
+    return final.with_name(final.name + ".qconv-part")
+
+
+def journal_path(layout: Layout) -> Path:
+    """Return the name of the job's journal."""
+    first = layout.parts[0].path
+    return first.with_name(first.name + ".qconv-journal")
+
+
+def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
+    """Refuse an output that is the input, exists (without ``force``), or does not fit the disk.
+
+    Raises OutputExistsError, DiskFullError, or OutputError where the folder is missing.
+    """
+    folder = layout.parts[0].path.parent
+    if not folder.is_dir():
+        raise OutputError("no such folder", path=folder, remedy="Create it first, or choose another output.")
+    for part in layout.parts:
+        if not part.path.exists():
+            continue
+        if any(source.exists() and part.path.samefile(source) for source in sources):
+            raise OutputExistsError("the output is the input itself", path=part.path, remedy="Choose another output.")
+        if part.path.is_dir():
+            raise OutputExistsError("the output is a folder", path=part.path, remedy="Name a file in it.")
+        if not force:
+            raise OutputExistsError(
+                "the output exists", path=part.path, remedy="Use --force to replace it, or choose another output."
+            )
+    taken = sum(_allocated(temporary_path(part.path)) for part in layout.parts)
+    free = shutil.disk_usage(folder).free
+    if layout.size > free + taken:
+        raise DiskFullError(
+            f"the output takes {layout.size:,} bytes, {free:,} are free",
+            path=folder,
+            remedy="Free some space or choose a folder on another disk.",
+        )
+
+
+def _allocated(path: Path) -> int:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    return getattr(status, "st_blocks", 0) * 512
+
+
+class OutputFiles:
+    """The open temporary files of a layout. ``fresh`` says that nothing of an earlier run can be used."""
+
+    def __init__(self, layout: Layout, journal: Journal) -> None:
+        self.layout = layout
+        self.journal = journal
+        self._paths = [temporary_path(part.path) for part in layout.parts]
+        sizes_fit = all(
+            path.exists() and path.stat().st_size == part.size
+            for path, part in zip(self._paths, layout.parts, strict=True)
+        )
+        self.fresh = not (journal.resumed and sizes_fit)
+        if self.fresh:
+            for name in journal.abandoned:
+                layout.parts[0].path.with_name(Path(name).name).unlink(missing_ok=True)
+            journal.restart()
+        self._descriptors: list[int] = []
+        try:
+            for path, part in zip(self._paths, layout.parts, strict=True):
+                flags = os.O_RDWR | os.O_CREAT | _BINARY | (os.O_TRUNC if self.fresh else 0)
+                self._descriptors.append(os.open(path, flags, 0o666))
+                if self.fresh:
+                    _reserve(self._descriptors[-1], part.size)
+        except OSError as error:
+            self.discard()
+            raise output_error(error, path) from error
+        self._where = {
+            placement.tensor.name: (index, placement.offset)
+            for index, part in enumerate(layout.parts)
+            for placement in part.placements
+        }
+
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        """Write bytes of ``tensor`` from ``offset`` bytes after its start; any thread may call it."""
+        part, start = self._where[tensor]
+        try:
+            write_at(self._descriptors[part], data, start + offset)
+        except OSError as error:
+            raise output_error(error, self.layout.parts[part].path) from error
+
+    def reader(self, tensor: str) -> tuple[PositionalFile, int]:
+        """Return a file open for reading what was written of ``tensor``, and the tensor's offset in it."""
+        part, start = self._where[tensor]
+        return PositionalFile(self._paths[part]), start
+
+    def seal(self, digests: Mapping[str, str]) -> None:
+        """Write the headers, make everything durable, and put each part under its final name."""
+        try:
+            for part, descriptor in zip(self.layout.parts, self._descriptors, strict=True):
+                write_at(descriptor, memoryview(part.header(digests)), 0)
+                os.fsync(descriptor)
+        except OSError as error:
+            self.discard()
+            raise output_error(error, self.layout.parts[0].path) from error
+        self._close()
+        self.journal.seal()
+        finish_renames(self.layout)
+        self.journal.remove()
+
+    def keep(self) -> None:
+        """Close everything and leave it for a later run."""
+        self._close()
+        self.journal.close()
+
+    def discard(self) -> None:
+        """Delete everything: the job failed in a way that a rerun would repeat."""
+        self._close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self.journal.remove()
+
+    def _close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def finish_renames(layout: Layout) -> None:
+    """Give every sealed part its final name, the first one last; parts that an earlier run renamed are left alone."""
+    for part in reversed(layout.parts):
+        temporary = temporary_path(part.path)
+        if temporary.exists():
+            temporary.replace(part.path)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(layout.parts[0].path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def output_error(error: OSError, path: Path) -> OutputError:
+    """Translate an operating system's refusal into ours."""
+    if error.errno in _FULL:
+        return DiskFullError(
+            f"no room for the output ({error.strerror})",
+            path=path,
+            remedy="Nothing was left behind; free some space, or choose a folder on another disk.",
+        )
+    return OutputError(f"cannot be written ({error.strerror})", path=path)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give the file its full size with real blocks behind it, where the file system can."""
+    os.ftruncate(descriptor, size)
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise

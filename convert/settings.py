@@ -1,0 +1,113 @@
+"""Every choice that a conversion leaves to the user, as one value."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast, get_args
+
+from ..errors import UsageError
+from ..formats.base import WriteOptions
+from ..formats.metadata import Field
+from ..quantizers.base import DEFAULT_OPTIONS, EncodeOptions
+
+__all__ = ["Settings", "choose", "parse_size"]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+Effort = Literal["fast", "default", "best"]
+Objective = Literal["ggml", "plain", "importance"]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to convert.
+
+    Attributes:
+        type_name: a recipe (``q4_k_m``), an encoding, or ``auto``: the type that most of the source's weights have.
+        tensor_rules: (regular expression, type) pairs; the last that matches a tensor's name wins.
+        output_tensor_type: type of ``output.weight``, or None.
+        token_embedding_type: type of ``token_embd.weight``, or None.
+        leave_output_tensor: keep ``output.weight`` as the source has it.
+        pure: one type for every matrix.
+        compat: choose types exactly as llama.cpp does.
+        allow_requantize: accept quantized source tensors.
+        no_fallback: fail where a row does not fit a type's block, instead of taking another type.
+        imatrix: file of the importance matrix, or None.
+        include_weights: use importance only for names that contain one of these.
+        exclude_weights: ignore importance for names that contain one of these.
+        encode: effort and objective of the encoders.
+        overrides: metadata to set, by key.
+        write: layout of the output.
+        threads: worker threads.
+        force: replace an existing output.
+        allow_nonfinite: write zeros for NaN and infinity.
+    """
+
+    type_name: str = "auto"
+    tensor_rules: tuple[tuple[str, str], ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    leave_output_tensor: bool = False
+    pure: bool = False
+    compat: bool = False
+    allow_requantize: bool = False
+    no_fallback: bool = False
+    imatrix: Path | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    encode: EncodeOptions = DEFAULT_OPTIONS
+    overrides: Mapping[str, Field] = field(default_factory=lambda: MappingProxyType({}))
+    write: WriteOptions = field(default_factory=WriteOptions)
+    threads: int = field(default_factory=_cores)
+    force: bool = False
+    allow_nonfinite: bool = False
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``500M`` or ``2G`` names, in decimal units as llama.cpp's split sizes are.
+
+    >>> parse_size("2G")
+    2000000000
+    """
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"{text!r} is no size", remedy="Write a number and K, M or G, such as 2G.")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_rule(text: str) -> tuple[str, str]:
+    """Split ``REGEX=TYPE`` at its last equals sign; raises UsageError where a half is missing or the expression is wrong."""
+    pattern, _, type_name = text.rpartition("=")
+    if not pattern or not type_name:
+        raise UsageError(f"{text!r} is no tensor rule", remedy="Write REGEX=TYPE, such as 'attn_v=q6_k'.")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is no regular expression ({error})") from error
+    return pattern, type_name
+
+
+def encode_options(effort: str, objective: str) -> EncodeOptions:
+    """Return the options, or raise UsageError for a word that is none of them."""
+    return EncodeOptions(
+        cast("Effort", choose("--effort", effort, get_args(Effort))),
+        cast("Objective", choose("--objective", objective, get_args(Objective))),
+    )
+
+
+def choose(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Return ``value`` if it is allowed, or raise UsageError."""
+    if value not in allowed:
+        raise UsageError(f"{option} is one of {', '.join(allowed)}, not {value!r}")
+    return value
