@@ -15,7 +15,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..quantizers.base import Encoding
-from .metadata import Field
+from .metadata import Field, Scalar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,7 @@ class Model:
         side_files: configuration, tokenizer and template files by name, for writers that want them back.
         notes: what the user should know: guesses, dropped tensors, lossy steps.
         close: releases file handles; tensors are dead afterwards.
+        container: facts about the file that are no metadata, for ``inspect`` (GGUF: version, byte order, alignment, parts).
     """
 
     path: Path
@@ -89,6 +90,7 @@ class Model:
     side_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
     close: Callable[[], None] = lambda: None
+    container: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def architecture(self) -> str:
@@ -185,12 +187,14 @@ class WriteOptions:
         split_max_size: largest number of tensor bytes per part, or None.
         split_max_tensors: largest number of tensors per part, or None.
         digests: whether digests are stored in the file.
+        metadata_only_first: whether the first of several parts holds metadata alone (``--no-tensor-first-split``).
     """
 
     alignment: int | None = None
     split_max_size: int | None = None
     split_max_tensors: int | None = None
     digests: bool = True
+    metadata_only_first: bool = False
 
 
 @dataclass(frozen=True)

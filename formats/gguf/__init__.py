@@ -1,1 +1,34 @@
-"""Placeholder."""
+"""GGUF, llama.cpp's format: versions 1 to 3 are read, in one file or in parts; version 3 is written.
+
+Importing this package imports neither numba nor the gguf package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..base import Format
+from .constants import MAGIC
+from .reader import open_gguf
+from .verify import VerifyReport, verify_gguf
+from .writer import lay_out_gguf
+
+__all__ = ["FORMAT", "VerifyReport", "detect_gguf", "lay_out_gguf", "open_gguf", "verify_gguf"]
+
+
+def detect_gguf(path: Path) -> bool:
+    """Whether ``path`` is a file that starts with GGUF's magic number; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+FORMAT = Format(
+    name="gguf",
+    description="llama.cpp's single-file format, versions 1 to 3, split or whole",
+    detect=detect_gguf,
+    open=open_gguf,
+    lay_out=lay_out_gguf,
+)
