@@ -105,7 +105,7 @@ class _Digest:
                     self._busy = False
                     return done, self._next == self._count
                 self._next += 1
-            self._hash.update(following)  # releases the GIL
+            self._hash.update(following.data)  # releases the GIL
             done += 1
 
     def hexdigest(self) -> str:
@@ -159,7 +159,7 @@ class _Run:
         data = self._encode(slab)
         row_bytes = data.shape[1]
         flat = data.reshape(-1)
-        self.files.write(step.target.name, slab.start * row_bytes, memoryview(flat))
+        self.files.write(step.target.name, slab.start * row_bytes, flat.data)
         done, complete = self._pending[step.target.name].put(slab.index, flat, slab.last)
         if complete:
             digest = self._pending.pop(step.target.name).hexdigest()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from run_cli import Cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,3 +30,9 @@ def shared() -> Path:
 def example_model() -> Path:
     """The trained 6.8 M-weight Llama that ships with the project, as a Hugging Face folder."""
     return ROOT / "examples" / "prose-llama-7m"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run ``qconv`` in this process: ``cli("inspect", path).code``."""
+    return Cli(capsys, monkeypatch)

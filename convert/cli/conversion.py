@@ -1,0 +1,166 @@
+"""What ``hf-to-gguf`` and ``quantize`` share: from a source, an output and settings to a printed result."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ...errors import FormatError
+from ...formats.base import Model
+from ...plugins.manager import Registries
+from ..jobs import Result, run_plan
+from ..output import check_output
+from ..plan import Plan, make_plan
+from ..settings import Settings
+from . import report
+
+__all__ = ["convert", "plan_as_json"]
+
+
+def convert(
+    model: Model, output: Path, settings: Settings, registries: Registries, *, dry_run: bool, as_json: bool
+) -> None:
+    """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
+    importance = None
+    if settings.imatrix is not None:
+        from ...formats.imatrix import read_imatrix
+
+        importance = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
+        importance = importance.filtered(settings.include_weights, settings.exclude_weights)
+    plan = make_plan(
+        model,
+        output,
+        registries.formats["gguf"],
+        settings,
+        registries.encodings,
+        importance,
+        float_source=model.format != "gguf",
+    )
+    for text in plan.notes:
+        report.note(text)
+    if dry_run:
+        _show_plan(plan, as_json)
+        check_output(plan.layout, model.files, settings.force)
+        return
+    total = sum(step.target.nbytes for step in plan.steps)
+    try:
+        with report.progress_bar(plan.layout.parts[0].path.name, total) as progress:
+            result = run_plan(plan, settings.force, progress)
+    except KeyboardInterrupt:
+        report.note("interrupted; run the same command again to continue")
+        raise typer.Exit(1) from None
+    for name, count in result.replaced.items():
+        report.note(f"{name}: {count:,} weights were not finite and are zero now")
+    if as_json:
+        report.print_json(plan_as_json(plan) | _result_as_json(result))
+    else:
+        _show_result(plan, result)
+
+
+def _shapes(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(length) for length in shape)
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON-compatible values."""
+    folder = plan.layout.parts[0].path.parent
+    return {
+        "source": str(plan.model.path),
+        "source_format": plan.model.format,
+        "architecture": plan.model.architecture,
+        "type": plan.recipe,
+        "outputs": [{"path": str(part.path), "bytes": part.size} for part in plan.layout.parts],
+        "weights": plan.weights,
+        "bytes": plan.layout.size,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "fallback_share": round(plan.fallback_share, 6),
+        "free_disk_bytes": _free(folder),
+        "peak_memory_bytes": plan.peak_memory,
+        "threads": plan.threads,
+        "notes": list(plan.notes),
+        "tensors": [
+            {
+                "name": step.target.name,
+                "shape": list(step.target.shape),
+                "source_type": step.source.encoding.name,
+                "type": step.target.encoding.name,
+                "wanted_type": step.choice.wanted,
+                "bytes": step.target.nbytes,
+                "bits_per_weight": step.target.encoding.bits_per_weight,
+                "fallback": step.choice.is_fallback,
+                "why": step.choice.why,
+                "importance": step.importance is not None,
+            }
+            for step in plan.steps
+        ],
+    }
+
+
+def _free(folder: Path) -> int:
+    import shutil
+
+    if not folder.is_dir():
+        raise FormatError("no such folder", path=folder, remedy="Create it first, or choose another output.")
+    return shutil.disk_usage(folder).free
+
+
+def _result_as_json(result: Result) -> dict[str, Any]:
+    return {
+        "seconds": round(result.seconds, 3),
+        "resumed_tensors": result.resumed,
+        "replaced_nonfinite": result.replaced,
+        "sha256": result.digests,
+    }
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        report.print_json(plan_as_json(plan))
+        return
+    rows = [
+        (
+            step.target.name,
+            _shapes(step.target.shape),
+            step.source.encoding.name,
+            step.target.encoding.name,
+            f"{step.target.nbytes:,}",
+            f"{step.target.encoding.bits_per_weight:.2f}",
+            step.choice.why,
+        )
+        for step in plan.steps
+    ]
+    columns = ("tensor", "shape", "source", "target", "bytes", "bpw", "why")
+    report.print_table("", columns, rows, right=("shape", "bytes", "bpw"))
+    screen = report.console()
+    screen.print(f"\n{_totals(plan)}")
+    screen.print(
+        f"free disk {report.human_bytes(_free(plan.layout.parts[0].path.parent))}, "
+        f"peak memory at most {report.human_bytes(plan.peak_memory)} with {plan.threads} threads"
+    )
+    for part in plan.layout.parts:
+        screen.print(f"would write {part.path} ({part.size:,} bytes)", soft_wrap=True)
+
+
+def _totals(plan: Plan) -> str:
+    counts: Counter[str] = Counter(step.target.encoding.name for step in plan.steps)
+    mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    fallback = f", {100 * plan.fallback_share:.1f} % of weights by fallback" if plan.fallback_share else ""
+    return (
+        f"{plan.recipe}: {plan.weights:,} weights in {plan.layout.size:,} bytes, "
+        f"{plan.bits_per_weight:.2f} bits per weight{fallback} ({mix})"
+    )
+
+
+def _show_result(plan: Plan, result: Result) -> None:
+    screen = report.console()
+    for path in result.paths:
+        screen.print(f"wrote {path}", soft_wrap=True)
+    screen.print(_totals(plan), soft_wrap=True)
+    resumed = f", {result.resumed} tensors taken over from an earlier run" if result.resumed else ""
+    rate = plan.weights / max(result.seconds, 1e-9) / 1e6
+    screen.print(f"{result.seconds:.1f} s, {rate:,.0f} million weights per second{resumed}")
+    sys.stdout.flush()

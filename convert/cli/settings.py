@@ -1,0 +1,59 @@
+"""From the words of a command line to :class:`qconv.convert.settings.Settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...formats.base import WriteOptions
+from ...formats.metadata import Field, string
+from ..overrides import parse_override
+from ..settings import Settings, choose, encode_options, parse_rule, parse_size
+
+__all__ = ["default_output", "read_settings"]
+
+
+def read_settings(words: Mapping[str, Any]) -> Settings:
+    """Return the settings that a conversion command's parameters state; raises UsageError for what makes no sense."""
+    if words["compat"] is not None:
+        choose("--compat", words["compat"], ("llama.cpp",))
+    overrides: dict[str, Field] = dict(parse_override(text) for text in words["override_kv"] or ())
+    if words["model_name"] is not None:
+        overrides["general.name"] = string(words["model_name"])
+    split_size = words["split_max_size"]
+    choices: dict[str, Any] = {} if words["threads"] is None else {"threads": words["threads"]}
+    return Settings(
+        type_name=words["type_name"],
+        tensor_rules=tuple(parse_rule(text) for text in words["tensor_type"] or ()),
+        output_tensor_type=words["output_tensor_type"],
+        token_embedding_type=words["token_embedding_type"],
+        leave_output_tensor=words["leave_output_tensor"],
+        pure=words["pure"],
+        compat=words["compat"] is not None,
+        allow_requantize=words.get("allow_requantize", False),
+        no_fallback=words["no_fallback"],
+        imatrix=words["imatrix"],
+        include_weights=tuple(words["include_weights"] or ()),
+        exclude_weights=tuple(words["exclude_weights"] or ()),
+        encode=encode_options(words["effort"], words["objective"]),
+        overrides=overrides,
+        write=WriteOptions(
+            alignment=words["alignment"],
+            split_max_size=None if split_size is None else parse_size(split_size),
+            split_max_tensors=words["split_max_tensors"],
+            digests=not words["no_digests"],
+        ),
+        force=words["force"],
+        allow_nonfinite=words["allow_nonfinite"],
+        **choices,
+    )
+
+
+def default_output(output: Path | None, stem: Path, type_name: str) -> Path:
+    """Return the output that the user names, ``{type}`` filled in, or ``STEM-TYPE.gguf``."""
+    label = type_name.upper()
+    if output is None:
+        suffix = "" if type_name.lower() == "auto" else f"-{label}"
+        return stem.with_name(f"{stem.name}{suffix}.gguf")
+    return Path(str(output).replace("{type}", label).replace("{ftype}", label))

@@ -1,0 +1,54 @@
+"""``qconv warmup``: compile the kernels now, so that the first conversion does not wait for them."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from . import options
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("warmup")(warmup)
+
+
+def warmup(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[ENCODING]...", help="Encodings to compile; default: all.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compile kernels; once compiled they are kept for this user until qconv changes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from ...errors import UnknownTypeError
+    from ...plugins.manager import load_plugins
+    from ...plugins.registry import nearest
+    from ..warmup import compile_codec
+    from . import report
+
+    known = {name: it for name, it in load_plugins().registries().encodings.items() if it.load is not None}
+    wanted = [name.upper() for name in names or ()] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise UnknownTypeError(f"no encoding {name!r} has kernels", remedy=nearest(name, known))
+    seconds: dict[str, float] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=report.console(stderr=True), transient=True, disable=as_json) as progress:
+        task = progress.add_task("compiling", total=len(wanted))
+        for name in wanted:
+            progress.update(task, description=f"compiling {name}")
+            started = time.monotonic()
+            compile_codec(known[name])
+            seconds[name] = time.monotonic() - started
+            progress.advance(task)
+    if as_json:
+        report.print_json({"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+        return
+    rows = [(name, f"{value:.2f}") for name, value in seconds.items()]
+    report.print_table("", ("encoding", "seconds"), rows, right=("seconds",))

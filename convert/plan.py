@@ -1,0 +1,238 @@
+"""The plan of a conversion: every output tensor's encoding, size and place, known before a weight is read.
+
+The same value is printed by ``--dry-run``, checked against the disk, worked off by :mod:`.execute`, and fingerprinted for the
+journal. What is planned is exact: sizes and offsets are those of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import EncodingError, OutputError, UsageError
+from ..formats.base import Format, Layout, Model, OutputTensor, Tensor
+from ..formats.metadata import Field, string, uint32
+from ..quantizers.base import EncodeOptions, Encoding, ImportanceUse
+from ..quantizers.recipes.choose import check_importance, choose_types, unmatched_rules
+from ..quantizers.recipes.facts import TensorInfo, model_facts
+from ..quantizers.recipes.request import Choice, RecipeRequest
+from ..quantizers.recipes.situation import visiting_order
+from ..quantizers.recipes.tables import find_recipe
+from .settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..quantizers.importance import ImportanceMatrix
+
+__all__ = ["Plan", "Step", "make_plan"]
+
+_BASE_MEMORY = (
+    330 << 20
+)  # Python, NumPy, numba and its compiler at work: bytes, measured by scripts/bench_conversion.py
+_SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
+_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor's way from source to output.
+
+    Attributes:
+        source: the tensor to read.
+        target: the tensor to write.
+        choice: why it gets its encoding.
+        importance: given an expert's number, the importance vector of its columns; None where the encoder takes none.
+    """
+
+    source: Tensor
+    target: OutputTensor
+    choice: Choice
+    importance: Callable[[int], NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before work starts.
+
+    Attributes:
+        model: the source.
+        recipe: name of the recipe, upper-case.
+        steps: tensors in the order of the output.
+        metadata: what the output will hold.
+        layout: the output's files.
+        encode_options: effort and objective.
+        threads: worker threads.
+        allow_nonfinite: whether NaN and infinity become zeros.
+        notes: what the user should know.
+    """
+
+    model: Model
+    recipe: str
+    steps: tuple[Step, ...]
+    metadata: Mapping[str, Field]
+    layout: Layout
+    encode_options: EncodeOptions
+    threads: int
+    allow_nonfinite: bool
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all tensors."""
+        return sum(step.source.row_count * step.source.columns for step in self.steps)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all output tensors, without headers and padding."""
+        return sum(step.target.nbytes for step in self.steps)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over all tensors."""
+        return 8 * self.tensor_bytes / self.weights if self.weights else 0.0
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the weights whose tensor got another encoding than the recipe wanted, because its rows did not fit."""
+        if not self.weights:
+            return 0.0
+        fallen = (step.source for step in self.steps if step.choice.is_fallback)
+        return sum(tensor.row_count * tensor.columns for tensor in fallen) / self.weights
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of anonymous memory that the run may take at most."""
+        return _BASE_MEMORY + self.threads * _SLAB_MEMORY
+
+    def fingerprint(self) -> str:
+        """Return a digest of everything that the output's bytes depend on; source files count by size and time of change."""
+        sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.model.files]
+        steps = [
+            (s.target.name, s.target.shape, s.source.encoding.name, s.target.encoding.name, s.importance is not None)
+            for s in self.steps
+        ]
+        blank = {step.target.name: "0" * 64 for step in self.steps}
+        headers = [(part.path.name, part.size, _sha256(part.header(blank))) for part in self.layout.parts]
+        options = (self.encode_options.effort, self.encode_options.objective, self.allow_nonfinite)
+        return _sha256(json.dumps([__version__, sources, steps, headers, options]).encode())
+
+
+def make_plan(
+    model: Model,
+    output: Path,
+    target: Format,
+    settings: Settings,
+    encodings: Mapping[str, Encoding],
+    importance: ImportanceMatrix | None = None,
+    float_source: bool = False,
+) -> Plan:
+    """Decide everything about converting ``model`` to ``output``.
+
+    ``float_source`` says that the source is a training checkpoint: tensors that are never quantized become F32, as runtimes expect.
+
+    Raises EncodingError, UsageError or UnknownTypeError for a request that cannot be met, and whatever the writer refuses.
+    """
+    if target.lay_out is None:
+        raise OutputError(f"{target.name} files can be read but not written")
+    if not model.tensors and settings.imatrix is not None:
+        raise UsageError("a vocabulary alone has no weights for an importance matrix")
+    recipe = find_recipe("COPY" if settings.type_name.lower() == "auto" else settings.type_name)
+    entries = frozenset(importance.entries) if importance is not None else frozenset()
+    request = RecipeRequest(
+        type=recipe.name,
+        compat=settings.compat,
+        tensor_rules=settings.tensor_rules,
+        output_tensor_type=settings.output_tensor_type,
+        token_embedding_type=settings.token_embedding_type,
+        leave_output_tensor=settings.leave_output_tensor,
+        pure=settings.pure,
+        allow_requantize=settings.allow_requantize,
+        importance=entries,
+        no_fallback=settings.no_fallback,
+        unquantized="F32" if float_source else "keep",
+    )
+    ordered = [model.tensors[name] for name in visiting_order(model.tensors)]
+    infos = [TensorInfo(tensor.name, tensor.shape, tensor.encoding.name) for tensor in ordered]
+    facts = model_facts({key: field.value for key, field in model.metadata.items() if field.value is not None})
+    choices = choose_types(infos, facts, request, encodings)
+    check_importance(choices, request)
+    steps = tuple(_step(tensor, choice, encodings, importance) for tensor, choice in zip(ordered, choices, strict=True))
+    metadata = _metadata(model, recipe.file_type, steps, settings, importance)
+    layout = target.lay_out(output, metadata, [step.target for step in steps], settings.write)
+    unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request)]
+    return Plan(
+        model=model,
+        recipe=recipe.name,
+        steps=steps,
+        metadata=metadata,
+        layout=layout,
+        encode_options=settings.encode,
+        threads=settings.threads,
+        allow_nonfinite=settings.allow_nonfinite,
+        notes=(*model.notes, *unused),
+    )
+
+
+def _step(tensor: Tensor, choice: Choice, encodings: Mapping[str, Encoding], matrix: ImportanceMatrix | None) -> Step:
+    encoding = encodings[choice.encoding]
+    target = OutputTensor(tensor.name, tensor.shape, encoding)
+    if tensor.encoding.name != encoding.name and encoding.load is None:
+        raise EncodingError(f"{encoding.name} has no encoder", tensor=tensor.name, remedy="Choose another --type.")
+    if matrix is None or encoding.importance is ImportanceUse.UNUSED or tensor.name not in matrix.entries:
+        return Step(tensor, target, choice)
+    if tensor.encoding.name == encoding.name:
+        return Step(tensor, target, choice)
+    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+    vectors = [matrix.vector(tensor.name, tensor.columns, expert, experts) for expert in range(experts)]
+    return Step(tensor, target, choice, partial(list.__getitem__, vectors))
+
+
+def _metadata(
+    model: Model,
+    file_type: int | None,
+    steps: tuple[Step, ...],
+    settings: Settings,
+    importance: ImportanceMatrix | None,
+) -> dict[str, Field]:
+    """Return the source's metadata with what the conversion changes."""
+    fields = dict(model.metadata)
+    if steps:
+        number = _dominant_file_type(steps) if file_type is None else file_type
+        if number is not None:
+            fields["general.file_type"] = uint32(number)
+        if any(step.target.encoding.is_quantized for step in steps):
+            fields["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
+    fields["qconv.version"] = string(__version__)
+    if importance is not None and settings.imatrix is not None:
+        fields["quantize.imatrix.file"] = string(settings.imatrix.name)
+        fields["quantize.imatrix.entries_count"] = uint32(len(importance.entries))
+        if importance.datasets:
+            fields["quantize.imatrix.dataset"] = string(importance.datasets[0])
+        if importance.chunk_count:
+            fields["quantize.imatrix.chunks_count"] = uint32(importance.chunk_count)
+    fields.update(settings.overrides)
+    return fields
+
+
+def _dominant_file_type(steps: tuple[Step, ...]) -> int | None:
+    """Return the file type of the encoding that most weights have, where one of that name exists."""
+    weights: Counter[str] = Counter()
+    for step in steps:
+        weights[step.target.encoding.name] += step.source.row_count * step.source.columns
+    try:
+        return find_recipe(weights.most_common(1)[0][0]).file_type
+    except EncodingError:
+        return None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,201 @@
+"""Whole conversions: rate, time, memory and start-up of ``qconv``, beside ``cp`` on the same disk.
+
+    python scripts/bench_conversion.py [--folder DIR] [--only NAME]... [--json FILE]
+
+It makes synthetic Llama folders (random BF16 weights, the example's tokenizer) of 4.0 GB and of 0.4 billion weights, converts them
+with warm kernels, and prints the least time of several runs. Memory is the largest anonymous resident set (RssAnon) of the process,
+sampled every 10 ms. It needs 13 GB of disk and, for llama.cpp's side, nothing: its figures come from the documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "prose-llama-7m"
+QCONV = [sys.executable, "-m", "qconv"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a synthetic Llama."""
+
+    name: str
+    hidden: int
+    feed_forward: int
+    layers: int
+    vocabulary: int
+    heads: int
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return NumPy-order shapes by Hugging Face name."""
+        sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}."
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                sizes[f"{prefix}self_attn.{name}.weight"] = (self.hidden, self.hidden)
+            for name in ("gate_proj", "up_proj"):
+                sizes[f"{prefix}mlp.{name}.weight"] = (self.feed_forward, self.hidden)
+            sizes[f"{prefix}mlp.down_proj.weight"] = (self.hidden, self.feed_forward)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                sizes[f"{prefix}{name}.weight"] = (self.hidden,)
+        sizes["model.norm.weight"] = (self.hidden,)
+        sizes["lm_head.weight"] = (self.vocabulary, self.hidden)
+        return sizes
+
+
+LARGE = Shape("large", 2048, 8192, 28, 32000, 16)
+SMALL = Shape("small", 1024, 3072, 24, 32000, 8)
+
+
+def make_folder(shape: Shape, parent: Path) -> Path:
+    """Write a Hugging Face folder of ``shape``: one safetensors file, its weights cut from a random block of Gaussian BF16."""
+    folder = parent / shape.name
+    folder.mkdir(exist_ok=True)
+    for file in EXAMPLE.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    config = json.loads((EXAMPLE / "config.json").read_text())
+    config |= {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "head_dim": shape.hidden // shape.heads,
+        "vocab_size": shape.vocabulary,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    values = np.random.default_rng(0).standard_normal(1 << 25, np.float32) * np.float32(0.02)
+    block = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    header: dict[str, object] = {}
+    offset = 0
+    for name, size in shape.tensors().items():
+        nbytes = 2 * int(np.prod(size))
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for size in shape.tensors().values():
+            left = 2 * int(np.prod(size))
+            while left:
+                file.write(block[: min(left, len(block))])
+                left -= min(left, len(block))
+    return folder
+
+
+def run(command: list[str]) -> tuple[float, int]:
+    """Run a command; return its wall seconds and its largest RssAnon in bytes; raises CalledProcessError where it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            status = ""
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(0.01)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - started, peak
+
+
+def best(repeats: int, action: Callable[[], tuple[float, int]]) -> tuple[float, int]:
+    """Return the least time and the largest memory of several runs."""
+    results = [action() for _ in range(repeats)]
+    return min(seconds for seconds, _ in results), max(memory for _, memory in results)
+
+
+def bench_copy(folder: Path, found: dict[str, float]) -> None:
+    """Hugging Face BF16 to GGUF BF16, digests included, beside ``cp``; both with and without waiting for the disk."""
+    source = make_folder(LARGE, folder)
+    size = (source / "model.safetensors").stat().st_size
+    (source / "model.safetensors").read_bytes()[:0]  # into the page cache, for both sides
+    output = folder / "large.gguf"
+
+    def copy() -> tuple[float, int]:
+        output.unlink(missing_ok=True)
+        return run(["sh", "-c", f"cp {source}/model.safetensors {output} && sync {output}"])
+
+    def convert() -> tuple[float, int]:
+        output.unlink(missing_ok=True)
+        return run([*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--type", "bf16"])
+
+    pairs = [(copy()[0], *convert()) for _ in range(3)]
+    copied, converted = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
+    found["copy: model GB"] = size / 1e9
+    found["copy: cp and sync, MB/s"] = size / copied / 1e6
+    found["copy: HF BF16 to GGUF BF16, MB/s"] = size / converted / 1e6
+    found["copy: ratio to cp (bar 0.5)"] = copied / converted
+    found["copy: peak anonymous memory, MB (bar 600)"] = max(pair[2] for pair in pairs) / 1e6
+    output.unlink()
+    seconds, memory = run([*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--type", "q4_k_m"])
+    found["4 GB to Q4_K_M, s"] = seconds
+    found["4 GB to Q4_K_M, peak anonymous memory, MB (bar 600)"] = memory / 1e6
+    output.unlink()
+    shutil.rmtree(source)
+
+
+def bench_quantize(folder: Path, found: dict[str, float]) -> None:
+    """Hugging Face BF16 to Q4_K_M of a model of 0.4 billion weights, with warm kernels."""
+    source = make_folder(SMALL, folder)
+    output = folder / "small.gguf"
+    run([*QCONV, "warmup", "Q4_K", "Q6_K"])
+    for type_name in ("q4_k_m", "q5_k_m", "q6_k", "q8_0"):
+        command = [*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--type", type_name, "--force"]
+        seconds, memory = best(3, lambda command=command: run(command))  # type: ignore[misc]  # a default argument binds it
+        found[f"0.4 G weights to {type_name}, s" + (" (bar 3)" if type_name == "q4_k_m" else "")] = seconds
+        found[f"0.4 G weights to {type_name}, peak anonymous memory, MB"] = memory / 1e6
+    output.unlink()
+    shutil.rmtree(source)
+
+
+def bench_start(folder: Path, found: dict[str, float]) -> None:
+    """``qconv --help``, and ``qconv inspect`` of a vocabulary of 128,256 tokens."""
+    source = make_folder(Shape("vocabulary", 64, 64, 1, 128256, 2), folder)
+    output = folder / "vocabulary.gguf"
+    run([*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--vocab-only"])
+    found["qconv --help, s (bar 0.3)"] = best(7, lambda: run([*QCONV, "--help"]))[0]
+    found["qconv inspect of 128,256 tokens, s (bar 0.6)"] = best(7, lambda: run([*QCONV, "inspect", str(output)]))[0]
+    shutil.rmtree(source)
+    output.unlink()
+
+
+BENCHES = {"start": bench_start, "quantize": bench_quantize, "copy": bench_copy}
+
+
+def main() -> None:
+    """Run the benches and print their figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--only", action="append", choices=list(BENCHES), help="one bench; may be repeated")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for name in arguments.only or BENCHES:
+            BENCHES[name](Path(folder), found)
+    for label, value in found.items():
+        print(f"{label:65} {value:10.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The commands on the example model: what they print, what they leave, how they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+from run_cli import Cli
+
+
+@pytest.fixture
+def converted(cli: Cli, example_model: Path, tmp_path: Path) -> Path:
+    """The example as a Q5_K_M file."""
+    output = tmp_path / "example.gguf"
+    done = cli("hf-to-gguf", example_model, "-o", output, "--type", "q5_k_m")
+    assert done.code == 0, done.err
+    return output
+
+
+def test_the_main_job(cli: Cli, converted: Path) -> None:
+    reader = GGUFReader(converted)
+    kinds = {it.name: it.tensor_type.name for it in reader.tensors}
+    assert kinds["blk.0.attn_v.weight"] == "Q6_K"
+    assert kinds["blk.2.attn_q.weight"] == "Q5_K"
+    assert kinds["output_norm.weight"] == "F32"
+    assert cli("verify", converted).code == 0
+    found = json.loads(cli("inspect", converted, "--json", "--tensors").out)
+    assert found["file_type"] == "Q5_K_M"
+    assert found["digests"] is True
+    assert len(found["tensor_list"]) == len(reader.tensors)
+    text = cli("inspect", converted, "--tensors", "--tokenizer", "--metadata").out
+    assert "blk.5.ffn_down.weight" in text
+    assert "llama, pre-tokenizer" in text or "llama" in text
+
+
+def test_a_dry_run_is_exact_and_writes_nothing(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    words = ("hf-to-gguf", example_model, "-o", output, "--type", "q4_k_m")
+    done = cli(*words, "--dry-run", "--json")
+    assert done.code == 0
+    assert not output.exists()
+    plan = json.loads(done.out)
+    assert cli(*words).code == 0
+    assert plan["outputs"] == [{"path": str(output), "bytes": output.stat().st_size}]
+    kinds = {it.name: (it.tensor_type.name, int(it.n_bytes)) for it in GGUFReader(output).tensors}
+    assert {it["name"]: (it["type"], it["bytes"]) for it in plan["tensors"]} == kinds
+    assert plan["free_disk_bytes"] > 0
+    assert plan["peak_memory_bytes"] > 0
+    text = cli(*words, "--dry-run", "--force").out
+    assert "blk.0.ffn_down.weight" in text
+    assert "bits per weight" in text
+
+
+def test_quantize_a_gguf(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    assert cli("hf-to-gguf", example_model, "-o", tmp_path / "{type}.gguf", "--type", "bf16").code == 0
+    direct = tmp_path / "direct.gguf"
+    assert cli("hf-to-gguf", example_model, "-o", direct, "--type", "q4_k_m").code == 0
+    done = cli("quantize", tmp_path / "BF16.gguf", "--type", "q4_k_m")
+    assert done.code == 0, done.err
+    # the same bytes as in one step: nothing is lost on the way through a 16-bit file
+    assert (tmp_path / "BF16-Q4_K_M.gguf").read_bytes() == direct.read_bytes()
+    refused = cli("quantize", direct, tmp_path / "again.gguf", "--type", "q8_0")
+    assert refused.code == 1
+    assert "--allow-requantize" in refused.err
+    assert cli("quantize", direct, tmp_path / "again.gguf", "--type", "q8_0", "--allow-requantize").code == 0
+
+
+def test_verify_finds_a_flipped_bit(cli: Cli, converted: Path) -> None:
+    data = bytearray(converted.read_bytes())
+    data[len(data) // 2] ^= 4
+    converted.write_bytes(data)
+    done = cli("verify", converted)
+    assert done.code == 1
+    assert "differs from its digest" in done.err
+    assert json.loads(cli("verify", converted, "--json").out)["ok"] is False
+
+
+def test_splits(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    words = ("hf-to-gguf", example_model, "-o", tmp_path / "m.gguf", "--type", "q8_0", "--split-max-size", "3M")
+    assert cli(*words).code == 0
+    parts = sorted(path.name for path in tmp_path.iterdir())
+    assert parts == ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"]
+    assert cli("verify", tmp_path / parts[0]).code == 0
+    assert cli("quantize", tmp_path / parts[0], tmp_path / "one.gguf", "--type", "copy").code == 0
+
+
+def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.gguf"
+    options = ["--override-kv", "general.license=str:mit", "--model-name", "Prose", "--alignment", "64"]
+    options += ["--tensor-type", "attn_v=q8_0", "--output-tensor-type", "f16", "--token-embedding-type", "q6_k"]
+    assert cli("hf-to-gguf", example_model, "-o", output, "--type", "q4_k_s", *options).code == 0
+    reader = GGUFReader(output)
+    kinds = {it.name: it.tensor_type.name for it in reader.tensors}
+    assert kinds["blk.3.attn_v.weight"] == "Q8_0"
+    assert kinds["output.weight"] == "F16"
+    assert kinds["token_embd.weight"] == "Q6_K"
+    assert reader.fields["general.license"].contents() == "mit"
+    assert reader.fields["general.name"].contents() == "Prose"
+    assert reader.alignment == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("inspect", "absent.gguf"), 1, "absent.gguf: no such file or folder"),
+        (("inspect", "."), 1, "no reader recognises this folder"),
+        (("quantize", "absent.gguf"), 2, "--type is missing"),
+        (("quantize", "absent.gguf", "--type", "q4_k_m"), 1, "no such file"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 1, "Q4_K"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn("), 2, "tensor rule"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn(=q8_0"), 2, "no regular expression"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--effort", "heroic"), 2, "fast, default, best"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--compat", "ollama"), 2, "llama.cpp"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--split-max-size", "1X"), 2, "no size"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--override-kv", "nonsense"), 2, "KEY=TYPE:VALUE"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "-o", "absent/out.gguf"), 1, "no such folder"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "iq2_xxs"), 1, "importance"),
+        (("verify", "absent.gguf"), 1, "absent.gguf"),
+        (("warmup", "q9_9"), 1, "q9_9"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    cli: Cli,
+    example_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli(*(str(example_model) if word == "EXAMPLE" else word for word in words))
+    assert message in done.err
+    assert done.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists(cli: Cli) -> None:
+    for command, key, name in (
+        ("formats", "formats", "gguf"),
+        ("types", "encodings", "Q4_K"),
+        ("types", "types", "Q4_K_M"),
+        ("plugins", "plugins", "formats"),
+    ):
+        found = json.loads(cli(command, "--json").out)
+        assert name in {it["name"] for it in found[key]}
+        assert name in cli(command).out
+
+
+def test_warmup(cli: Cli) -> None:
+    assert set(json.loads(cli("warmup", "q8_0", "q4_k", "--json").out)["seconds"]) == {"Q8_0", "Q4_K"}
+    assert "Q8_0" in cli("warmup", "q8_0").out
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    code = "import sys, qconv.convert.cli as c; c.build_app(); print([m for m in ('numba', 'numpy', 'gguf') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_inspect_imports_no_compiler(converted: Path) -> None:
+    code = (
+        "import sys, qconv.convert.cli as c; sys.argv = ['qconv', 'inspect', sys.argv[1]]\n"
+        "try: c.main()\nexcept SystemExit: print([m for m in ('numba', 'gguf', 'tokenizers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(converted)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_python_m_qconv() -> None:
+    done = subprocess.run([sys.executable, "-m", "qconv", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("qconv ")
