@@ -134,7 +134,7 @@ def fault(entry: ImportanceEntry) -> str | None:
             return f"has {what} that are not finite"
         if (values < 0).any():
             return f"has negative {what}"
-    return None
+    return "has counts between 0 and 1" if ((counts > 0) & (counts < 1)).any() else None
 
 
 def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconv.errors import EncodingError, UsageError
@@ -67,11 +67,12 @@ def test_no_column_is_without_weight() -> None:
     assert matrix([[0, 0]], [0]).vector(NAME, 2).tolist() == [1, 1]
 
 
+@settings(max_examples=500)
 @given(
     st.lists(st.lists(st.floats(0, 2.0**120, width=32), min_size=4, max_size=4), min_size=1, max_size=5),
-    st.lists(st.floats(0, 1e9), min_size=5, max_size=5),
+    st.lists(st.integers(0, 10**9), min_size=5, max_size=5),
 )
-def test_vectors_are_finite_and_positive(sums: list[list[float]], counts: list[float]) -> None:
+def test_vectors_are_finite_and_positive(sums: list[list[float]], counts: list[int]) -> None:
     m = matrix(sums, counts[: len(sums)])
     for expert in range(len(sums)):
         vector = m.vector(NAME, 4, expert, len(sums))
@@ -96,6 +97,7 @@ def test_sizes_must_agree() -> None:
         ([[1, -1]], [1], "negative sums"),
         ([[1, 1]], [np.nan], "counts that are not finite"),
         ([[1, 1]], [-1], "negative counts"),
+        ([[1, 1]], [0.5], "counts between 0 and 1"),
         ([[1, 1]], [1, 1], "shape"),
         ([1, 1], [1, 1], "shape"),
     ],
