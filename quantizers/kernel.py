@@ -28,14 +28,32 @@ from .base import Codec, EncodeOptions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["block_codec", "cache_folder", "inlined", "kernel", "scratch"]
+__all__ = [
+    "BEST",
+    "DEFAULT",
+    "FAST",
+    "GGML",
+    "IMPORTANCE",
+    "PLAIN",
+    "block_codec",
+    "cache_folder",
+    "inlined",
+    "kernel",
+    "scratch",
+]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _DECORATING = threading.Lock()
-_EFFORTS = {"fast": 0, "default": 1, "best": 2}
-_OBJECTIVES = {"ggml": 0, "plain": 1, "importance": 2}
+FAST, DEFAULT, BEST = 0, 1, 2
+"""Values of ``effort`` in :class:`EncodeKernel`."""
+
+GGML, PLAIN, IMPORTANCE = 0, 1, 2
+"""Values of ``objective`` in :class:`EncodeKernel`."""
+
+_EFFORTS = {"fast": FAST, "default": DEFAULT, "best": BEST}
+_OBJECTIVES = {"ggml": GGML, "plain": PLAIN, "importance": IMPORTANCE}
 
 
 @cache
@@ -123,10 +141,17 @@ def _source(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return flat
 
 
+def _normalized(importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the vector scaled to mean 1, so that sums of squares stay inside float32; empty if it is all zeros."""
+    mean = float(importance.mean(dtype=np.float64))
+    return (importance / mean).astype(np.float32) if mean > 0 else np.empty(0, np.float32)
+
+
 def block_codec(decode: DecodeKernel, encode: EncodeKernel | None) -> Codec:
     """Return the codec of two kernels on flat arrays.
 
-    Inputs are passed read-only, ``out`` writable; an importance vector that is absent becomes an empty array, options become numbers.
+    Inputs are passed read-only, ``out`` writable. An importance vector is scaled to mean 1, one of zeros only counts as none, and none
+    becomes an empty array. Options become numbers.
     """
     nothing = np.empty(0, np.float32)
 
@@ -145,8 +170,8 @@ def block_codec(decode: DecodeKernel, encode: EncodeKernel | None) -> Codec:
         options: EncodeOptions,
         out: NDArray[np.uint8],
     ) -> None:
-        weights = _source(nothing if importance is None else importance)
+        weights = nothing if importance is None else _normalized(importance)
         objective, effort = _OBJECTIVES[options.objective], _EFFORTS[options.effort]
-        run(_source(rows), rows.shape[1], weights, effort, objective, out.reshape(-1))
+        run(_source(rows), rows.shape[1], _source(weights), effort, objective, out.reshape(-1))
 
     return Codec(decode_rows, encode_rows)

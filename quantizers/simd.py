@@ -32,7 +32,7 @@ bytes must depend on nothing but its weights, their importance and the options.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float32]
     IntArray = NDArray[np.int32]
     ByteArray = NDArray[np.uint8]
-    Table = NDArray[np.float32] | NDArray[np.int32] | NDArray[np.uint8]
+    Real = float | np.floating[Any] | np.integer[Any]
+    Whole = int | np.integer[Any]
 
 __all__ = [
     "LANES",
@@ -76,9 +77,12 @@ __all__ = [
     "load_short",
     "load_shorts",
     "load_signed_bytes",
+    "load_words",
     "logical_shift",
     "maximum",
     "minimum",
+    "octet_max",
+    "octet_sum",
     "round_even",
     "saturating_half",
     "select",
@@ -107,45 +111,45 @@ class Mask(Protocol):
 class Floats(Protocol):
     """Sixteen lanes of float32."""
 
-    def __add__(self, other: Floats | float) -> Floats: ...
-    def __radd__(self, other: float) -> Floats: ...
-    def __sub__(self, other: Floats | float) -> Floats: ...
-    def __rsub__(self, other: float) -> Floats: ...
-    def __mul__(self, other: Floats | float) -> Floats: ...
-    def __rmul__(self, other: float) -> Floats: ...
-    def __truediv__(self, other: Floats | float) -> Floats: ...
-    def __rtruediv__(self, other: float) -> Floats: ...
+    def __add__(self, other: Floats | Real) -> Floats: ...
+    def __radd__(self, other: Real) -> Floats: ...
+    def __sub__(self, other: Floats | Real) -> Floats: ...
+    def __rsub__(self, other: Real) -> Floats: ...
+    def __mul__(self, other: Floats | Real) -> Floats: ...
+    def __rmul__(self, other: Real) -> Floats: ...
+    def __truediv__(self, other: Floats | Real) -> Floats: ...
+    def __rtruediv__(self, other: Real) -> Floats: ...
     def __neg__(self) -> Floats: ...
-    def __lt__(self, other: Floats | float) -> Mask: ...
-    def __le__(self, other: Floats | float) -> Mask: ...
-    def __gt__(self, other: Floats | float) -> Mask: ...
-    def __ge__(self, other: Floats | float) -> Mask: ...
-    def __eq__(self, other: Floats | float) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
-    def __ne__(self, other: Floats | float) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __lt__(self, other: Floats | Real) -> Mask: ...
+    def __le__(self, other: Floats | Real) -> Mask: ...
+    def __gt__(self, other: Floats | Real) -> Mask: ...
+    def __ge__(self, other: Floats | Real) -> Mask: ...
+    def __eq__(self, other: Floats | Real) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __ne__(self, other: Floats | Real) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
 
 
 class Ints(Protocol):
     """Sixteen lanes of int32; arithmetic wraps around."""
 
-    def __add__(self, other: Ints | int) -> Ints: ...
-    def __radd__(self, other: int) -> Ints: ...
-    def __sub__(self, other: Ints | int) -> Ints: ...
-    def __rsub__(self, other: int) -> Ints: ...
-    def __mul__(self, other: Ints | int) -> Ints: ...
-    def __rmul__(self, other: int) -> Ints: ...
-    def __and__(self, other: Ints | int) -> Ints: ...
-    def __or__(self, other: Ints | int) -> Ints: ...
-    def __xor__(self, other: Ints | int) -> Ints: ...
-    def __lshift__(self, other: Ints | int) -> Ints: ...
-    def __rshift__(self, other: Ints | int) -> Ints: ...
+    def __add__(self, other: Ints | Whole) -> Ints: ...
+    def __radd__(self, other: Whole) -> Ints: ...
+    def __sub__(self, other: Ints | Whole) -> Ints: ...
+    def __rsub__(self, other: Whole) -> Ints: ...
+    def __mul__(self, other: Ints | Whole) -> Ints: ...
+    def __rmul__(self, other: Whole) -> Ints: ...
+    def __and__(self, other: Ints | Whole) -> Ints: ...
+    def __or__(self, other: Ints | Whole) -> Ints: ...
+    def __xor__(self, other: Ints | Whole) -> Ints: ...
+    def __lshift__(self, other: Ints | Whole) -> Ints: ...
+    def __rshift__(self, other: Ints | Whole) -> Ints: ...
     def __invert__(self) -> Ints: ...
     def __neg__(self) -> Ints: ...
-    def __lt__(self, other: Ints | int) -> Mask: ...
-    def __le__(self, other: Ints | int) -> Mask: ...
-    def __gt__(self, other: Ints | int) -> Mask: ...
-    def __ge__(self, other: Ints | int) -> Mask: ...
-    def __eq__(self, other: Ints | int) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
-    def __ne__(self, other: Ints | int) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __lt__(self, other: Ints | Whole) -> Mask: ...
+    def __le__(self, other: Ints | Whole) -> Mask: ...
+    def __gt__(self, other: Ints | Whole) -> Mask: ...
+    def __ge__(self, other: Ints | Whole) -> Mask: ...
+    def __eq__(self, other: Ints | Whole) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
+    def __ne__(self, other: Ints | Whole) -> Mask: ...  # type: ignore[override]  # lane by lane, as in NumPy
 
 
 Number = TypeVar("Number", Floats, Ints)
@@ -199,6 +203,12 @@ def load_shorts(array: ByteArray, index: int) -> Ints:
 
 
 @_lowered
+def load_words(array: ByteArray, index: int) -> Ints:
+    """Return sixteen little-endian uint32 that start at byte ``index`` of a uint8 array, their bits as int32."""
+    _only_in_kernels()
+
+
+@_lowered
 def load_short(array: ByteArray, index: int) -> int:
     """Return the little-endian uint16 at byte ``index`` of a uint8 array, as a scalar."""
     _only_in_kernels()
@@ -227,7 +237,7 @@ def store_shorts(array: ByteArray, index: int, value: Ints) -> None:
 
 
 @_lowered
-def store_short(array: ByteArray, index: int, value: int) -> None:
+def store_short(array: ByteArray, index: int, value: Whole) -> None:
     """Write the low 16 bits of a scalar, little-endian, to the two bytes from ``index``."""
     _only_in_kernels()
 
@@ -260,13 +270,13 @@ def transpose(
 
 
 @_lowered
-def splat(value: float) -> Floats:
+def splat(value: Real) -> Floats:
     """Return sixteen times the float32 nearest to ``value``."""
     _only_in_kernels()
 
 
 @_lowered
-def splat_int(value: int) -> Ints:
+def splat_int(value: Whole) -> Ints:
     """Return sixteen times the low 32 bits of ``value``."""
     _only_in_kernels()
 
@@ -278,19 +288,19 @@ def lane_indices() -> Ints:
 
 
 @_lowered
-def select(mask: Mask, yes: Number, no: Number | float) -> Number:
+def select(mask: Mask, yes: Number, no: Number | Real) -> Number:
     """Return ``yes`` where ``mask`` is true and ``no``, a vector or scalar, elsewhere."""
     _only_in_kernels()
 
 
 @_lowered
-def minimum(left: Number, right: Number | float) -> Number:
+def minimum(left: Number, right: Number | Real) -> Number:
     """Return the smaller of each pair; ``right`` where either is NaN."""
     _only_in_kernels()
 
 
 @_lowered
-def maximum(left: Number, right: Number | float) -> Number:
+def maximum(left: Number, right: Number | Real) -> Number:
     """Return the larger of each pair; ``right`` where either is NaN."""
     _only_in_kernels()
 
@@ -357,7 +367,7 @@ def to_float(value: Ints) -> Floats:
 
 
 @_lowered
-def logical_shift(value: Ints, count: Ints | int) -> Ints:
+def logical_shift(value: Ints, count: Ints | Whole) -> Ints:
     """Return ``value >> count`` with zeros shifted in."""
     _only_in_kernels()
 
@@ -387,19 +397,19 @@ def floats_to_halves(value: Floats) -> Ints:
 
 
 @_lowered
-def half_to_float(value: int) -> float:
+def half_to_float(value: Whole) -> float:
     """Return the float16 in the low 16 bits of a scalar as float32, exactly."""
     _only_in_kernels()
 
 
 @_lowered
-def float_to_half(value: float) -> int:
+def float_to_half(value: Real) -> int:
     """Return the bits of the float16 nearest to a scalar, ties to even; too large a value becomes infinity."""
     _only_in_kernels()
 
 
 @_lowered
-def saturating_half(value: float) -> int:
+def saturating_half(value: Real) -> int:
     """Return the bits of the finite float16 nearest to a scalar: for scales, which must stay finite. NaN becomes zero."""
     _only_in_kernels()
 
@@ -434,6 +444,18 @@ def lane_max(value: Ints) -> int: ...
 @_lowered
 def lane_max(value: Floats | Ints) -> float:
     """Return the largest lane."""
+    _only_in_kernels()
+
+
+@_lowered
+def octet_sum(value: Floats) -> Floats:
+    """Return in each lane the sum over its half, lanes 0 to 7 or 8 to 15; both halves add in the same order."""
+    _only_in_kernels()
+
+
+@_lowered
+def octet_max(value: Floats) -> Floats:
+    """Return in each lane the largest lane of its half, lanes 0 to 7 or 8 to 15."""
     _only_in_kernels()
 
 

@@ -153,6 +153,20 @@ def _emit_across(combine: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     return emit
 
 
+def _emit_octets(combine: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+    """Combine each lane with those 1, 2 and 4 away, so that all eight lanes of a half end with the same value."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[0]
+        for distance in (1, 2, 4):
+            partner = lowering.lanes_constant([lane ^ distance for lane in range(LANES)])
+            nothing = ir.Constant(value.type, ir.Undefined)
+            value = combine(builder, value, builder.shuffle_vector(value, nothing, partner))
+        return value
+
+    return emit
+
+
 def _add(builder: Any, left: Any, right: Any) -> Any:
     element = left.type.element
     return builder.fadd(left, right) if element == lowering.F32 else builder.add(left, right)
@@ -240,6 +254,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "load_bytes": (_array_typer([_BYTE], INTS), _emit_load(_BYTES, 1, "zext", LLVM["int"])),
     "load_signed_bytes": (_array_typer([_BYTE], INTS), _emit_load(_BYTES, 1, "sext", LLVM["int"])),
     "load_shorts": (_array_typer([_BYTE], INTS), _emit_load(_SHORTS, 1, "zext", LLVM["int"])),
+    "load_words": (_array_typer([_BYTE], INTS), _emit_load(LLVM["int"], 1, None)),
     "load_short": (_array_typer([_BYTE], _INT), _emit_load(lowering.I16, 1, "zext", lowering.I32)),
     "store": (_store_typer({FLOATS: [_FLOAT], INTS: [_INT]}), _emit_store(None, 4)),
     "store_bytes": (_store_typer({INTS: [_BYTE]}), _emit_store(_BYTES, 1)),
@@ -277,6 +292,8 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "lane_sum": (_lane_typer, _emit_across(_add)),
     "lane_min": (_lane_typer, _emit_across(lambda b, x, y: _pick(b, True, x, y))),
     "lane_max": (_lane_typer, _emit_across(lambda b, x, y: _pick(b, False, x, y))),
+    "octet_sum": (_typed(FLOATS, FLOATS), _emit_octets(_add)),
+    "octet_max": (_typed(FLOATS, FLOATS), _emit_octets(lambda b, x, y: _pick(b, False, x, y))),
     "lane_bits": (
         _typed(_INT, MASK),
         _simple(lambda b, mask: b.zext(b.bitcast(mask, ir.IntType(LANES)), lowering.I32)),

@@ -103,6 +103,20 @@ def test_reductions_agree_with_numpy() -> None:
 
 
 @kernel
+def _octets(a: np.ndarray, out: np.ndarray) -> None:
+    v.store(out, 0, v.octet_sum(v.load(a, 0)))
+    v.store(out, 16, v.octet_max(v.load(a, 0)))
+
+
+def test_octets_are_reduced_apart() -> None:
+    a = np.arange(16, dtype=np.float32) * np.float32(-1.5) + 9
+    out = np.empty(32, np.float32)
+    _octets(a, out)
+    halves = a.reshape(2, 8)
+    np.testing.assert_array_equal(out, np.repeat([*halves.sum(1), *halves.max(1)], 8))
+
+
+@kernel
 def _bytes(data: np.ndarray, out: np.ndarray, copy: np.ndarray) -> int:
     v.store(out, 0, v.load_bytes(data, 1))
     v.store(out, 16, v.load_signed_bytes(data, 1))

@@ -1,0 +1,280 @@
+"""The search of the k-quants with a scale and a minimum: Q2_K, Q4_K, Q5_K.
+
+A weight of sub-block ``j`` is ``d * scale[j] * code - dmin * minimum[j]``: ``d`` and ``dmin`` are float16 per super-block, ``scale`` and ``minimum``
+small integers per sub-block, ``code`` a small integer per weight. All are non-negative. The search has three steps.
+
+1. *Real scales.* For each sub-block, a few widely spaced inverse scales each give codes; codes give the least-squares scale and minimum in
+   closed form; one more step starts from the best of them.
+2. *Integer scales.* ``d`` and ``dmin`` follow from the largest scale and minimum. Each sub-block tries the integers around its real scale,
+   each with the two integers around the minimum that goes with it, by the true error of the quantized weights.
+3. *Refinement.* ``d`` and ``dmin`` become the least-squares ones of these integers, step 2 is repeated, and each super-block keeps the
+   better of before and after.
+
+Residuals rather than moments of the weights enter steps 2 and 3, so that nothing cancels where weights share a large offset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import simd as v
+from .kernel import inlined
+from .superblocks import GROUP_SCRATCH, SUPERBLOCK, W, X, superblock_max, superblock_sum
+
+if TYPE_CHECKING:
+    from .simd import FloatArray, Floats
+
+__all__ = ["AFFINE_SCRATCH", "DMIN", "INVERSE", "MINIMUM", "OFFSET", "SCALE", "D", "affine_code", "affine_search"]
+
+# results of the search, one float per lane; d and dmin are already float16 numbers
+D, DMIN, SCALE, MINIMUM, INVERSE, OFFSET = (GROUP_SCRATCH + row * v.LANES for row in range(6))
+AFFINE_SCRATCH = GROUP_SCRATCH + 6 * v.LANES
+"""Floats of scratch that :func:`affine_search` takes."""
+
+_HUGE = 3e38
+_SMALLEST_HALF = 2.0**-24
+# a determinant below this share of its first term is rounding noise: the codes are all alike
+_DEGENERATE = 1e-5
+
+
+@inlined
+def affine_code(x: Floats, inverse: Floats, offset: Floats, top: int) -> Floats:
+    """Return the code of ``x``: ``x * inverse + offset`` rounded into 0 ... ``top``."""
+    return v.round_even(v.minimum(v.maximum(x * inverse + offset, 0.0), top))
+
+
+@inlined
+def _reciprocal(value: Floats) -> Floats:
+    """Return 1 / value, or 0 where value is not positive."""
+    positive = value > 0
+    return v.select(positive, 1 / v.select(positive, value, 1.0), 0.0)
+
+
+@inlined
+def _fit(scratch: FloatArray, length: int, top: int, inverse: Floats, offset: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return sums over the weights of w * code, w * code**2 and w * x * code for the codes at ``inverse`` and ``offset``."""
+    codes = v.splat(0)
+    squares = v.splat(0)
+    products = v.splat(0)
+    for place in range(length):
+        x = v.load(scratch, X + place * v.LANES)
+        code = affine_code(x, inverse, offset, top)
+        weighted = v.load(scratch, W + place * v.LANES) * code
+        codes += weighted
+        squares += weighted * code
+        products += weighted * x
+    return codes, squares, products
+
+
+@inlined
+def _real_scales(
+    scratch: FloatArray, length: int, top: int, first: float, step: float, tries: int
+) -> tuple[Floats, Floats]:
+    """Return the least-squares scale and minimum of each sub-block over the candidates (``top + first + step * k) / range``."""
+    lowest = v.load(scratch, X)
+    highest = lowest
+    sum_w = v.splat(0)
+    sum_x = v.splat(0)
+    sum_xx = v.splat(0)
+    for place in range(length):
+        x = v.load(scratch, X + place * v.LANES)
+        w = v.load(scratch, W + place * v.LANES)
+        lowest = v.minimum(lowest, x)
+        highest = v.maximum(highest, x)
+        sum_w += w
+        sum_x += w * x
+        sum_xx += w * x * x
+    lowest = v.minimum(lowest, 0.0)
+    extent = highest - lowest
+    per_range = _reciprocal(extent)
+    best = v.splat(_HUGE)
+    scale = extent * (1 / top)
+    minimum = -lowest
+    for k in range(tries + 1):
+        if k < tries:
+            inverse = per_range * (top + first + step * k)
+            offset = -lowest * inverse
+        else:
+            inverse = _reciprocal(scale)
+            offset = minimum * inverse
+        codes, squares, products = _fit(scratch, length, top, inverse, offset)
+        determinant = sum_w * squares - codes * codes
+        sound = determinant > sum_w * squares * _DEGENERATE
+        share = 1 / v.select(sound, determinant, 1.0)
+        new_scale = (sum_w * products - sum_x * codes) * share
+        new_minimum = (codes * products - squares * sum_x) * share
+        positive = new_minimum > 0
+        new_scale = v.select(positive, new_scale, products * _reciprocal(squares))
+        new_minimum = v.select(positive, new_minimum, 0.0)
+        error = sum_xx - new_scale * products + new_minimum * sum_x
+        better = sound & (error < best) & (new_scale > 0)
+        best = v.select(better, error, best)
+        scale = v.select(better, new_scale, scale)
+        minimum = v.select(better, new_minimum, minimum)
+    return scale, minimum
+
+
+@inlined
+def _error(scratch: FloatArray, length: int, top: int, scale: Floats, minimum: Floats) -> Floats:
+    """Return the sum of w * r**2 over the weights of each sub-block, ``r`` being what quantization leaves of a weight."""
+    inverse = _reciprocal(scale)
+    offset = minimum * inverse
+    error = v.splat(0)
+    for place in range(length):
+        x = v.load(scratch, X + place * v.LANES)
+        residual = (x + minimum) - affine_code(x, inverse, offset, top) * scale
+        error += v.load(scratch, W + place * v.LANES) * residual * residual
+    return error
+
+
+@inlined
+def _bounded(value: Floats, top: int) -> Floats:
+    return v.minimum(v.maximum(value, 0.0), top)
+
+
+@inlined
+def _integer_scales(
+    scratch: FloatArray,
+    length: int,
+    top: int,
+    largest: int,
+    reach: int,
+    d: Floats,
+    dmin: Floats,
+    scale: Floats,
+    minimum: Floats,
+) -> tuple[Floats, Floats, Floats]:
+    """Return the least error and its integers: scales up to ``reach`` steps from the real ``scale``, each with two minima.
+
+    The minima are the integers on either side of the one that keeps the mean residual at zero while the codes stay as they are.
+    """
+    sum_w = v.splat(0)
+    sum_x = v.splat(0)
+    for place in range(length):
+        w = v.load(scratch, W + place * v.LANES)
+        sum_w += w
+        sum_x += w * v.load(scratch, X + place * v.LANES)
+    mean_code = (sum_x * _reciprocal(sum_w) + minimum * dmin) * _reciprocal(scale * d)
+    slope = mean_code * d * _reciprocal(dmin)
+    nearest = v.round_even(scale)
+    best = v.splat(_HUGE)
+    best_scale = _bounded(nearest, largest)
+    best_minimum = _bounded(v.round_even(minimum), largest)
+    for change in range(-reach, reach + 1):
+        new_scale = _bounded(nearest + change, largest)
+        below = v.floor(minimum + (new_scale - scale) * slope)
+        for step in range(2):
+            new_minimum = _bounded(below + step, largest)
+            error = _error(scratch, length, top, new_scale * d, new_minimum * dmin)
+            better = error < best
+            best = v.select(better, error, best)
+            best_scale = v.select(better, new_scale, best_scale)
+            best_minimum = v.select(better, new_minimum, best_minimum)
+    return best, best_scale, best_minimum
+
+
+@inlined
+def _to_half(value: Floats) -> Floats:
+    """Return the nearest positive float16 number of positive lanes, never rounded to zero, and 0 for the others."""
+    bounded = v.minimum(v.maximum(value, _SMALLEST_HALF), 65504.0)
+    return v.select(value > 0, v.halves_to_floats(v.floats_to_halves(bounded)), 0.0)
+
+
+@inlined
+def _refit(
+    scratch: FloatArray, length: int, top: int, d: Floats, dmin: Floats, scale: Floats, minimum: Floats
+) -> tuple[Floats, Floats]:
+    """Return the least-squares ``d`` and ``dmin`` of each super-block for the integers and codes at hand."""
+    subblocks = SUPERBLOCK // length
+    step = scale * d
+    floor = minimum * dmin
+    inverse = _reciprocal(step)
+    offset = floor * inverse
+    sum_w = v.splat(0)
+    codes = v.splat(0)
+    squares = v.splat(0)
+    drift = v.splat(0)
+    slope = v.splat(0)
+    for place in range(length):
+        x = v.load(scratch, X + place * v.LANES)
+        w = v.load(scratch, W + place * v.LANES)
+        code = affine_code(x, inverse, offset, top)
+        weighted = w * code
+        residual = (x + floor) - code * step
+        sum_w += w
+        codes += weighted
+        squares += weighted * code
+        drift += w * residual
+        slope += weighted * residual
+    dd = superblock_sum(scale * scale * squares, subblocks)
+    dm = superblock_sum(scale * minimum * codes, subblocks)
+    mm = superblock_sum(minimum * minimum * sum_w, subblocks)
+    toward_d = superblock_sum(scale * slope, subblocks)
+    toward_dmin = -superblock_sum(minimum * drift, subblocks)
+    determinant = dd * mm - dm * dm
+    sound = determinant > dd * mm * _DEGENERATE
+    share = 1 / v.select(sound, determinant, 1.0)
+    alone = toward_d * _reciprocal(dd)
+    new_d = d + v.select(sound, (mm * toward_d + dm * toward_dmin) * share, alone)
+    new_dmin = dmin + v.select(sound, (dd * toward_dmin + dm * toward_d) * share, 0.0)
+    return _to_half(new_d), _to_half(new_dmin)
+
+
+@inlined
+def affine_search(
+    scratch: FloatArray,
+    length: int,
+    top: int,
+    largest: int,
+    first: float,
+    step: float,
+    tries: int,
+    refinements: int,
+    reach: int,
+) -> None:
+    """Quantize the group in ``scratch`` and leave the result in its rows ``D`` ... ``OFFSET``.
+
+    Args:
+        scratch: what ``load_group`` filled, ``AFFINE_SCRATCH`` floats.
+        length: weights of a sub-block, 16 or 32.
+        top: largest code.
+        largest: largest integer scale and minimum.
+        first, step, tries: the candidates of step 1 map the range of a sub-block to ``top + first + step * k`` codes.
+        refinements: how often step 3 is taken.
+        reach: how many integer scales to either side step 2 tries.
+    """
+    subblocks = SUPERBLOCK // length
+    real_scale, real_minimum = _real_scales(scratch, length, top, first, step, tries)
+    d = _to_half(superblock_max(real_scale, subblocks) * (1 / largest))
+    dmin = _to_half(superblock_max(real_minimum, subblocks) * (1 / largest))
+    error, scale, minimum = _integer_scales(
+        scratch, length, top, largest, reach, d, dmin, real_scale * _reciprocal(d), real_minimum * _reciprocal(dmin)
+    )
+    total = superblock_sum(error, subblocks)
+    for _ in range(refinements):
+        new_d, new_dmin = _refit(scratch, length, top, d, dmin, scale, minimum)
+        error, new_scale, new_minimum = _integer_scales(
+            scratch,
+            length,
+            top,
+            largest,
+            reach,
+            new_d,
+            new_dmin,
+            scale * d * _reciprocal(new_d),
+            minimum * dmin * _reciprocal(new_dmin),
+        )
+        new_total = superblock_sum(error, subblocks)
+        better = new_total < total
+        total = v.select(better, new_total, total)
+        d = v.select(better, new_d, d)
+        dmin = v.select(better, new_dmin, dmin)
+        scale = v.select(better, new_scale, scale)
+        minimum = v.select(better, new_minimum, minimum)
+    inverse = _reciprocal(scale * d)
+    v.store(scratch, D, d)
+    v.store(scratch, DMIN, dmin)
+    v.store(scratch, SCALE, scale)
+    v.store(scratch, MINIMUM, minimum)
+    v.store(scratch, INVERSE, inverse)
+    v.store(scratch, OFFSET, minimum * dmin * inverse)
