@@ -1,0 +1,102 @@
+"""Real llama.cpp as an oracle for whole models: the logits that it computes from a GGUF file.
+
+Needs the package xllamacpp, whose extension module exports llama.cpp's C API. Large structs travel through memory on x86-64 and arm64,
+so the parameters are held as blocks larger than the real structs; only the first fields, stable for years, are set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class _Parameters(ctypes.Structure):
+    _fields_ = (("words", ctypes.c_uint32 * 256),)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int32),
+        ("tokens", ctypes.POINTER(ctypes.c_int32)),
+        ("embeddings", ctypes.c_void_p),
+        ("positions", ctypes.POINTER(ctypes.c_int32)),
+        ("sequence_counts", ctypes.POINTER(ctypes.c_int32)),
+        ("sequences", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("wanted", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+_LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_quiet = _LOG_CALLBACK(lambda level, text, data: None)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("xllamacpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("these tests need the package xllamacpp: pip install xllamacpp")
+    library = ctypes.CDLL(str(next(Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so"))))
+    pointer, i32 = ctypes.c_void_p, ctypes.c_int32
+    for name, result, arguments in (
+        ("llama_model_default_params", _Parameters, []),
+        ("llama_context_default_params", _Parameters, []),
+        ("llama_model_load_from_file", pointer, [ctypes.c_char_p, _Parameters]),
+        ("llama_init_from_model", pointer, [pointer, _Parameters]),
+        ("llama_model_get_vocab", pointer, [pointer]),
+        ("llama_vocab_n_tokens", i32, [pointer]),
+        ("llama_batch_init", _Batch, [i32, i32, i32]),
+        ("llama_batch_free", None, [_Batch]),
+        ("llama_decode", i32, [pointer, _Batch]),
+        ("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), [pointer, i32]),
+        ("llama_free", None, [pointer]),
+        ("llama_model_free", None, [pointer]),
+        ("llama_log_set", None, [_LOG_CALLBACK, pointer]),
+        ("llama_backend_init", None, []),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.llama_log_set(_quiet, None)
+    library.llama_backend_init()
+    return library
+
+
+@contextmanager
+def _opened(library: ctypes.CDLL, path: Path, length: int) -> Iterator[tuple[int, int]]:
+    model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+    if not model:
+        raise OSError(f"llama.cpp refuses {path}")
+    try:
+        parameters = library.llama_context_default_params()
+        parameters.words[0] = parameters.words[1] = parameters.words[2] = length  # n_ctx, n_batch, n_ubatch
+        context = library.llama_init_from_model(model, parameters)
+        if not context:
+            raise OSError(f"llama.cpp cannot make a context for {path}")
+        yield model, context
+        library.llama_free(context)
+    finally:
+        library.llama_model_free(model)
+
+
+def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Return float32 (tokens, vocabulary), the logits after each token; OSError where llama.cpp refuses the file."""
+    library = _library()
+    with _opened(library, path, max(64, len(tokens))) as (model, context):
+        batch = library.llama_batch_init(len(tokens), 0, 1)
+        batch.count = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.tokens[i], batch.positions[i], batch.sequence_counts[i], batch.wanted[i] = token, i, 1, 1
+            batch.sequences[i][0] = 0
+        status = library.llama_decode(context, batch)
+        library.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+        size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        rows = [np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (size,)) for i in range(len(tokens))]
+        return np.array(rows, np.float32)
