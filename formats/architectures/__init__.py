@@ -1,1 +1,39 @@
-"""Placeholder."""
+"""Model families as data: one JSON file each, used in both directions; the transforms that they name are in code.
+
+A plugin adds a family by loading a JSON file of its own with :func:`load_architecture` and registering the result.
+"""
+
+from .base import (
+    Architecture,
+    Check,
+    Dropped,
+    HyperParameter,
+    Measured,
+    Rope,
+    RuntimeFacts,
+    TensorMap,
+)
+from .expressions import Expression, parse_expression
+from .load import built_in_architectures, load_architecture
+from .names import MappedTensor, NameMap, map_names
+from .transforms import TRANSFORMS, Transform
+
+__all__ = [
+    "TRANSFORMS",
+    "Architecture",
+    "Check",
+    "Dropped",
+    "Expression",
+    "HyperParameter",
+    "MappedTensor",
+    "Measured",
+    "NameMap",
+    "Rope",
+    "RuntimeFacts",
+    "TensorMap",
+    "Transform",
+    "built_in_architectures",
+    "load_architecture",
+    "map_names",
+    "parse_expression",
+]

@@ -1,0 +1,215 @@
+"""What an architecture's description holds: names, sizes and facts, as data that serve both directions and the runtime.
+
+One JSON file per family says how a Hugging Face model becomes GGUF and back: which classes it answers to, how configuration keys and
+GGUF keys correspond, how tensor names correspond and through which named transform, what shape each tensor has, and what a forward pass
+must know. ``docs/architectures.md`` documents the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..metadata import Scalar
+from .expressions import Expression
+
+__all__ = [
+    "Architecture",
+    "Check",
+    "Dropped",
+    "HyperParameter",
+    "Measured",
+    "Rope",
+    "RuntimeFacts",
+    "TensorMap",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A size that a tensor tells better than the configuration: axis ``axis`` of the tensor called ``tensor`` (Hugging Face's name)."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class HyperParameter:
+    """One number of the configuration and the GGUF keys that hold it.
+
+    Attributes:
+        name: by which expressions mention it.
+        config: keys of ``config.json``, the preferred one first (it is the one written on the way back).
+        type: GGUF type: ``uint32`` (at least 1), ``float32`` or ``bool``.
+        keys: GGUF keys without the architecture's prefix (``attention.head_count``); empty where GGUF has none.
+        required: whether a configuration without it is an error.
+        default: used where the configuration is silent: a value, an expression over earlier hyper-parameters, or None for "absent".
+        measured: the tensor that overrules the configuration, if any.
+    """
+
+    name: str
+    config: tuple[str, ...]
+    type: Literal["uint32", "float32", "bool"]
+    keys: tuple[str, ...]
+    required: bool
+    default: bool | int | float | Expression | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A configuration value that the target cannot express unless it is one of a few.
+
+    Exactly one of ``allowed``, ``equals`` and ``at_least`` is set.
+
+    Attributes:
+        config: key of ``config.json``.
+        problem: what goes wrong otherwise, for the message.
+        severity: ``error`` stops; ``note`` tells the user.
+        allowed: literal values that are fine, the first being the one written on the way back.
+        equals: what the value must be.
+        at_least: what the value must not be below.
+        absent: what a missing or null key means; None passes the check.
+    """
+
+    config: str
+    problem: str
+    severity: Literal["error", "note"]
+    allowed: tuple[Scalar, ...] = ()
+    equals: Expression | None = None
+    at_least: Expression | None = None
+    absent: Scalar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions.
+
+    Attributes:
+        order: pairing of dimensions in GGUF's tensors: ``neox`` rotates (i, i + d/2), ``interleaved`` (2i, 2i + 1).
+        dimensions: size of a head, of which ``partial_rotary_factor`` is rotated.
+        theta: base frequency where the configuration is silent.
+        scalings: kinds of scaling that the target's runtime honours.
+        frequency_table: whether the target's runtime divides frequencies by ``rope_freqs.weight``.
+        partial: whether a head may be rotated in part.
+        local_theta: base frequency of sliding-window layers, for families where it differs.
+    """
+
+    order: Literal["neox", "interleaved"]
+    dimensions: Expression
+    theta: float
+    scalings: tuple[str, ...]
+    frequency_table: bool = False
+    partial: bool = False
+    local_theta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """Tensors on the Hugging Face side, the transform, and the tensors on the GGUF side.
+
+    Names are templates: ``{layer}`` runs over the ``layers`` of the model; ``{expert}``, on the Hugging Face side, over its ``experts``, in
+    order, each a further input of the transform.
+
+    Attributes:
+        gguf: canonical names.
+        hf: Hugging Face names, with the prefix of the family's usual class.
+        shapes: NumPy-order shape of each Hugging Face tensor.
+        transform: name in :data:`transforms.TRANSFORMS`.
+        arguments: the transform's arguments.
+        required: whether a model without it is an error; entries that give the same GGUF name are alternatives.
+        omitted_when: a ``bool`` hyper-parameter: where true, the tensor is not needed, and dropped if it is there.
+    """
+
+    gguf: tuple[str, ...]
+    hf: tuple[str, ...]
+    shapes: tuple[tuple[Expression, ...], ...]
+    transform: str
+    arguments: Mapping[str, Expression]
+    required: bool = True
+    omitted_when: str | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one per layer."""
+        return "{layer}" in self.hf[0]
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether each layer has one source per expert."""
+        return "{expert}" in self.hf[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Tensors that are left out: names that match ``pattern`` (``*`` is any text). ``reason`` is a note for the user, or None."""
+
+    pattern: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """What a forward pass must know beyond metadata and tensor names.
+
+    Query and key norms, norms after attention and feed-forward, biases and tied outputs show in the tensors that are there; soft caps, epsilon and
+    window in the metadata.
+
+    Attributes:
+        norm: ``rms`` or ``layer`` (mean removed, with bias). GGUF's weights are multiplied as they are; ``norm+1`` is a transform.
+        activation: ``silu``, or ``gelu_tanh`` (the tanh approximation).
+        feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
+        positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
+        attention_scale: queries are divided by the square root of this.
+        scale_embedding: whether token embeddings are multiplied by the square root of their length.
+        sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
+            attend to everything.
+        expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum).
+    """
+
+    norm: Literal["rms", "layer"]
+    activation: Literal["silu", "gelu_tanh"]
+    feed_forward: Literal["gated", "gated_fused", "plain"]
+    positions: Literal["rope", "learned"]
+    attention_scale: Expression
+    scale_embedding: bool = False
+    sliding_period: Expression | None = None
+    expert_gating: Literal["softmax_top_k_normalised"] | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models.
+
+    Attributes:
+        name: unique, lower case: what ``--as-arch`` takes.
+        description: one line for ``qconv plugins`` and the documentation.
+        gguf: ``general.architecture`` in GGUF, and the prefix of its keys. Two families may share one (Mixtral is ``llama`` with experts).
+        classes: Hugging Face classes (``architectures`` in ``config.json``), the usual one first.
+        model_types: values of ``model_type``, the usual one first.
+        config_section: key under which multimodal configurations keep the text model's (``text_config``), or None.
+        prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
+        hyper_parameters: in order of evaluation and writing.
+        checks: configuration values that must hold.
+        rope: rotary positions, None for others.
+        tensors: the name map, in the order in which a block's tensors are written.
+        dropped: tensors that are left out.
+        tokenizer: hints for the tokenizer's conversion (``add_space_prefix``).
+        runtime: facts for a forward pass.
+    """
+
+    name: str
+    description: str
+    gguf: str
+    classes: tuple[str, ...]
+    model_types: tuple[str, ...]
+    config_section: str | None
+    prefixes: Mapping[str, str]
+    hyper_parameters: tuple[HyperParameter, ...]
+    checks: tuple[Check, ...]
+    rope: Rope | None
+    tensors: tuple[TensorMap, ...]
+    dropped: tuple[Dropped, ...]
+    tokenizer: Mapping[str, Scalar]
+    runtime: RuntimeFacts

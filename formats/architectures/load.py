@@ -1,0 +1,259 @@
+"""An architecture's JSON to :class:`Architecture`; unknown keys are refused, and every name that is used must be defined."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+from ...errors import PluginError
+from .base import Architecture, Check, Dropped, HyperParameter, Measured, Rope, RuntimeFacts, TensorMap
+from .expressions import Expression, parse_expression
+from .fields import Fields
+from .transforms import TRANSFORMS
+
+__all__ = ["built_in_architectures", "load_architecture"]
+
+
+def load_architecture(source: str | Path) -> Architecture:
+    """Return the architecture that a JSON file (a Path) or a JSON text (a str) describes; raises PluginError with the place of a mistake."""
+    path = source if isinstance(source, Path) else None
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as error:
+        raise PluginError(f"the architecture cannot be read: {error}", path=path) from error
+    architecture = _architecture(value, path)
+    _check_names(architecture, path)
+    return architecture
+
+
+@cache
+def built_in_architectures() -> tuple[Architecture, ...]:
+    """Return the architectures that ship with qconv, by name."""
+    files = (item for item in resources.files(__package__).iterdir() if item.name.endswith(".json"))
+    return tuple(load_architecture(item.read_text(encoding="utf-8")) for item in sorted(files, key=lambda f: f.name))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} occurs twice in one object")
+        found[key] = value
+    return found
+
+
+def _architecture(value: object, path: Path | None) -> Architecture:
+    fields = Fields(value, "the architecture", path)
+    name = fields.text("name")
+    fields = Fields(value, f"architecture {name!r}", path)
+    where = f"architecture {name!r}"
+    architecture = Architecture(
+        name=fields.text("name"),
+        description=fields.text("description"),
+        gguf=fields.text("gguf"),
+        classes=fields.texts("classes"),
+        model_types=fields.texts("model_types"),
+        config_section=fields.text("config_section") if "config_section" in fields else None,
+        prefixes=MappingProxyType(_text_map(fields, "prefixes")),
+        hyper_parameters=tuple(
+            _hyper_parameter(key, item, where, path) for key, item in fields.object("hyper_parameters").items()
+        ),
+        checks=tuple(_check(item, where, path) for item in fields.items("checks")),
+        rope=_rope(fields.take("rope"), where, path) if "rope" in fields else None,
+        tensors=tuple(_tensor(item, where, path) for item in fields.items("tensors")),
+        dropped=tuple(_dropped(item, where, path) for item in fields.items("dropped")),
+        tokenizer=MappingProxyType(fields.scalars("tokenizer")),
+        runtime=_runtime(fields.take("runtime"), where, path),
+    )
+    fields.finish()
+    return architecture
+
+
+def _text_map(fields: Fields, key: str) -> dict[str, str]:
+    found = fields.scalars(key)
+    if not all(isinstance(value, str) for value in found.values()):
+        fields.fail(f"has {key!r}, whose values must be strings")
+    return cast("dict[str, str]", found)
+
+
+def _hyper_parameter(name: str, value: object, where: str, path: Path | None) -> HyperParameter:
+    fields = Fields(value, f"{where}: hyper-parameter {name!r}", path)
+    kind = fields.choice("type", ("uint32", "float32", "bool"))
+    required = "default" not in fields
+    default = None if required else fields.take("default")
+    if isinstance(default, str):
+        default = parse_expression(default)
+    elif default is not None and not isinstance(default, bool | int | float):
+        fields.fail(f"has the default {default!r}, which must be a number, a truth value, an expression or null")
+    measured = None
+    if "measured" in fields:
+        inner = Fields(fields.take("measured"), f"{where}: hyper-parameter {name!r}: measured", path)
+        measured = Measured(inner.text("tensor"), int(inner.number("axis")))
+        inner.finish()
+    found = HyperParameter(
+        name=name,
+        config=fields.texts("config"),
+        type=cast("Literal['uint32', 'float32', 'bool']", kind),
+        keys=fields.texts("keys"),
+        required=required,
+        default=default,
+        measured=measured,
+    )
+    fields.finish()
+    return found
+
+
+def _check(value: object, where: str, path: Path | None) -> Check:
+    fields = Fields(value, f"{where}: a check", path)
+    config = fields.text("config")
+    fields = Fields(value, f"{where}: the check of {config!r}", path)
+    check = Check(
+        config=fields.text("config"),
+        problem=fields.text("problem"),
+        severity=cast("Literal['error', 'note']", fields.choice("severity", ("error", "note"))),
+        allowed=tuple(fields.items("allowed")),
+        equals=_optional_expression(fields, "equals"),
+        at_least=_optional_expression(fields, "at_least"),
+        absent=fields.take("absent") if "absent" in fields else None,
+    )
+    fields.finish()
+    if (bool(check.allowed), check.equals is not None, check.at_least is not None).count(True) != 1:
+        fields.fail("needs exactly one of 'allowed', 'equals' and 'at_least'")
+    return check
+
+
+def _rope(value: object, where: str, path: Path | None) -> Rope:
+    fields = Fields(value, f"{where}: rope", path)
+    rope = Rope(
+        order=cast("Literal['neox', 'interleaved']", fields.choice("order", ("neox", "interleaved"))),
+        dimensions=_expression(fields, "dimensions"),
+        theta=fields.number("theta"),
+        scalings=fields.texts("scalings"),
+        frequency_table=fields.flag("frequency_table", False),
+        partial=fields.flag("partial", False),
+        local_theta=fields.number("local_theta") if "local_theta" in fields else None,
+    )
+    fields.finish()
+    return rope
+
+
+def _tensor(value: object, where: str, path: Path | None) -> TensorMap:
+    fields = Fields(value, f"{where}: a tensor", path)
+    gguf, hf = fields.texts("gguf"), fields.texts("hf")
+    fields = Fields(value, f"{where}: tensor {', '.join(gguf)}", path)
+    if not gguf or not hf:
+        fields.fail("needs both 'gguf' and 'hf' names")
+    shapes = fields.items("shape")
+    if len(hf) == 1 and not any(isinstance(shape, list) for shape in shapes):
+        shapes = [shapes]
+    if len(shapes) != len(hf) or not all(isinstance(shape, list) and shape for shape in shapes):
+        fields.fail("needs a 'shape' (a list of sizes), or a list of shapes, one per 'hf' name")
+    transform = fields.text("transform") if "transform" in fields else "copy"
+    known = TRANSFORMS.get(transform)
+    if known is None:
+        fields.fail(f"has the unknown transform {transform!r}", remedy=f"Known: {', '.join(TRANSFORMS)}.")
+    arguments = {key: parse_expression(size) for key, size in fields.object("arguments").items()}
+    if set(arguments) != set(known.arguments):
+        fields.fail(f"gives {transform!r} the arguments {sorted(arguments)}, not {sorted(known.arguments)}")
+    found = TensorMap(
+        gguf=fields.texts("gguf"),
+        hf=fields.texts("hf"),
+        shapes=tuple(tuple(parse_expression(size) for size in shape) for shape in shapes),
+        transform=transform,
+        arguments=MappingProxyType(arguments),
+        required=fields.flag("required", True),
+        omitted_when=fields.text("omitted_when") if "omitted_when" in fields else None,
+    )
+    fields.finish()
+    if len({("{layer}" in name) for name in found.gguf + found.hf}) != 1:
+        fields.fail("must have '{layer}' in all of its names or in none")
+    if any("{expert}" in name for name in found.gguf) or len({("{expert}" in name) for name in found.hf}) != 1:
+        fields.fail("must have '{expert}' in all of its 'hf' names or in none, and never in 'gguf'")
+    return found
+
+
+def _dropped(value: object, where: str, path: Path | None) -> Dropped:
+    if isinstance(value, str):
+        return Dropped(value, None)
+    fields = Fields(value, f"{where}: dropped", path)
+    found = Dropped(fields.text("pattern"), fields.text("reason"))
+    fields.finish()
+    return found
+
+
+def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts:
+    fields = Fields(value, f"{where}: runtime", path)
+    gating = fields.choice("expert_gating", ("softmax_top_k_normalised",)) if "expert_gating" in fields else None
+    facts = RuntimeFacts(
+        norm=cast("Literal['rms', 'layer']", fields.choice("norm", ("rms", "layer"))),
+        activation=cast("Literal['silu', 'gelu_tanh']", fields.choice("activation", ("silu", "gelu_tanh"))),
+        feed_forward=cast(
+            "Literal['gated', 'gated_fused', 'plain']",
+            fields.choice("feed_forward", ("gated", "gated_fused", "plain")),
+        ),
+        positions=cast("Literal['rope', 'learned']", fields.choice("positions", ("rope", "learned"))),
+        attention_scale=_expression(fields, "attention_scale"),
+        scale_embedding=fields.flag("scale_embedding", False),
+        sliding_period=_optional_expression(fields, "sliding_period"),
+        expert_gating=cast("Literal['softmax_top_k_normalised'] | None", gating),
+    )
+    fields.finish()
+    return facts
+
+
+def _expression(fields: Fields, key: str) -> Expression:
+    value = fields.take(key)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        fields.fail(f"has {key!r}: {value!r}, which must be an expression or an integer")
+    return parse_expression(value)
+
+
+def _optional_expression(fields: Fields, key: str) -> Expression | None:
+    return _expression(fields, key) if key in fields else None
+
+
+def _check_names(architecture: Architecture, path: Path | None) -> None:
+    """Refuse names that no hyper-parameter defines, or defines too late; raises PluginError."""
+    defined: set[str] = set()
+
+    def demand(names: frozenset[str] | set[str], user: str) -> None:
+        for name in sorted(names - defined):
+            raise PluginError(
+                f"architecture {architecture.name!r}: {user} mentions {name!r}, which no hyper-parameter before it defines",
+                path=path,
+                remedy=f"Defined: {', '.join(sorted(defined))}.",
+            )
+
+    for parameter in architecture.hyper_parameters:
+        if isinstance(parameter.default, Expression):
+            demand(parameter.default.names, f"the default of {parameter.name!r}")
+        defined.add(parameter.name)
+    for check in architecture.checks:
+        for expression in (check.equals, check.at_least):
+            demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
+    if architecture.rope:
+        demand(architecture.rope.dimensions.names, "rope")
+    demand(architecture.runtime.attention_scale.names, "the attention scale")
+    if architecture.runtime.sliding_period:
+        demand(architecture.runtime.sliding_period.names, "the sliding period")
+    demand({"layers"}, "{layer}")
+    for tensor in architecture.tensors:
+        user = f"tensor {', '.join(tensor.gguf)}"
+        _demand_mapped(tensor.arguments, user, demand)
+        for shape in tensor.shapes:
+            demand(frozenset().union(*(size.names for size in shape)), user)
+        if tensor.per_expert:
+            demand({"experts"}, user)
+        if tensor.omitted_when:
+            demand({tensor.omitted_when}, user)
+
+
+def _demand_mapped(arguments: Mapping[str, Expression], user: str, demand: Any) -> None:
+    for expression in arguments.values():
+        demand(expression.names, user)

@@ -1,0 +1,159 @@
+"""Which safetensors files make up a checkpoint, and all of their tensors under one roof."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import FormatError, MissingFileError
+from ..positional import PositionalFile
+from .json_files import read_json_object
+from .safetensors import StoredTensor, read_header
+
+__all__ = ["Checkpoint", "checkpoint_files", "open_checkpoint"]
+
+INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_LISTED = 8  # names per message
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The open files of a checkpoint.
+
+    Attributes:
+        tensors: every tensor by name, file by file in the order of their data.
+        files: the safetensors files, and the index if there is one.
+        notes: what the user should know.
+        handles: to close.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    handles: tuple[PositionalFile, ...]
+
+    def close(self) -> None:
+        """Release every file."""
+        for handle in self.handles:
+            handle.close()
+
+
+def checkpoint_files(folder: Path) -> tuple[Path, ...]:
+    """Return the ``*.safetensors`` files of a folder that can hold a model's weights, by name."""
+    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith((".", "adapter_")))
+    others = tuple(path for path in found if not path.name.startswith("consolidated"))
+    return others or tuple(found)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the files of a checkpoint and check them against its index; raises FormatError or MissingFileError.
+
+    As in transformers, ``model.safetensors`` comes before an index; without either, every ``*.safetensors`` file is read.
+    """
+    notes: list[str] = []
+    index = folder / INDEX
+    weight_map: dict[str, str] | None = None
+    if (folder / _SINGLE).exists():
+        paths: tuple[Path, ...] = (folder / _SINGLE,)
+        if index.exists():
+            notes.append(f"{INDEX} is ignored, since {_SINGLE} is there too")
+    elif index.exists():
+        weight_map = _read_index(index)
+        paths = tuple(folder / name for name in dict.fromkeys(weight_map.values()))
+        _demand(f"that {index.name} names", [path for path in paths if not path.exists()])
+    else:
+        paths = checkpoint_files(folder)
+        _check_parts(folder, paths)
+    handles: list[PositionalFile] = []
+    try:
+        tensors: dict[str, StoredTensor] = {}
+        for path in paths:
+            handles.append(PositionalFile(path))
+            for name, stored in read_header(handles[-1])[0].items():
+                if name in tensors:
+                    raise FormatError(
+                        f"is in {tensors[name].file.path.name} and again in {path.name}",
+                        path=folder,
+                        tensor=name,
+                        remedy="Remove the file that does not belong to this model.",
+                    )
+                tensors[name] = stored
+        if weight_map is not None:
+            _compare(index, weight_map, tensors)
+    except BaseException:
+        for handle in handles:
+            handle.close()
+        raise
+    files = (*paths, index) if weight_map is not None else paths
+    return Checkpoint(tensors, files, tuple(notes), tuple(handles))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json_object(path, "the list of weight files").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError("has no weight_map from tensors to files", path=path, remedy="Download it again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise FormatError(
+                f"puts the tensor into {file!r}, which is no name of a safetensors file in this folder",
+                path=path,
+                tensor=name,
+                remedy="File names in an index have no folders; do not trust this download.",
+            )
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether ``name`` is a safetensors file name without folders, on any system."""
+    return name.endswith(".safetensors") and not name.startswith(".") and not set(name) & set('/\\:\0"<>|?*')
+
+
+def _demand(which: str, missing: list[Path]) -> None:
+    if missing:
+        names = ", ".join(path.name for path in missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
+        raise MissingFileError(
+            f"{len(missing)} of the weight files {which} are missing: {names}",
+            path=missing[0],
+            remedy="Download them into the folder.",
+        )
+
+
+def _check_parts(folder: Path, paths: tuple[Path, ...]) -> None:
+    """Demand all parts of files called ``NAME-00001-of-00003.safetensors``; raises MissingFileError."""
+    if not paths:
+        raise MissingFileError(
+            "the folder has no .safetensors file",
+            path=folder,
+            remedy="Download the model's weights in safetensors form.",
+        )
+    names = {path.name for path in paths}
+    for name in sorted(names):
+        if match := _PART.fullmatch(name):
+            count = int(match["count"])
+            missing = [f"{match['stem']}-{part:05d}-of-{count:05d}.safetensors" for part in range(1, count + 1)]
+            _demand(f"that belong to {name}", [folder / part for part in missing if part not in names])
+
+
+def _compare(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse an index that disagrees with its files; raises FormatError."""
+    absent = [name for name in weight_map if name not in tensors]
+    extra = [name for name in tensors if name not in weight_map]
+    moved = [
+        name for name, stored in tensors.items() if weight_map.get(name, stored.file.path.name) != stored.file.path.name
+    ]
+    for names, problem in (
+        (absent, "it names tensors that its files lack"),
+        (moved, "it names other files than those which hold the tensors"),
+        (extra, "its files hold tensors that it does not name"),
+    ):
+        if names:
+            listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+            raise FormatError(
+                f"{problem}: {listed}",
+                path=index,
+                remedy=f"The files are of different versions; download them again, or remove {index.name} to read the files as they are.",
+            )

@@ -1,0 +1,159 @@
+"""``config.json``: which architecture it asks for, the hyper-parameters by the architecture's names, and GGUF's keys for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import ModelError
+from ..architectures import Architecture, Check, Expression, HyperParameter
+from ..metadata import Field, boolean, float32, uint32
+from .json_files import finite_number
+
+__all__ = ["Values", "check_configuration", "hyper_parameter_metadata", "read_hyper_parameters", "text_section"]
+
+LAYERS_MAX = 1024
+EXPERTS_MAX = 1024
+_INTEGER_MAX = (1 << 31) - 1
+_CAPS = {"layers": LAYERS_MAX, "experts": EXPERTS_MAX}
+
+Values = Mapping[str, bool | int | float]
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """Distinguishes a missing key from null."""
+
+
+_ABSENT = _Absent()
+
+
+def text_section(architecture: Architecture, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the text model's configuration: the section's keys, and the outer ones where it is silent."""
+    section = config.get(architecture.config_section) if architecture.config_section else None
+    return MappingProxyType({**config, **section}) if isinstance(section, dict) else config
+
+
+def read_hyper_parameters(architecture: Architecture, config: Mapping[str, Any], path: Path) -> Values:
+    """Return the hyper-parameters that are set or have a default; raises ModelError, with the key, for what makes no sense."""
+    values: dict[str, bool | int | float] = {}
+    for parameter in architecture.hyper_parameters:
+        value = _value(parameter, config, values, path)
+        if value is not None:
+            values[parameter.name] = value
+    return MappingProxyType(values)
+
+
+def _value(
+    parameter: HyperParameter, config: Mapping[str, Any], values: Values, path: Path
+) -> bool | int | float | None:
+    key, found = next(
+        ((key, config[key]) for key in parameter.config if config.get(key) is not None), (parameter.config[0], _ABSENT)
+    )
+    if not isinstance(found, _Absent):
+        return _typed(parameter, key, found, path)
+    if parameter.required:
+        raise ModelError(
+            f"lacks {key}, which gives the model's {parameter.name}",
+            path=path,
+            remedy="Restore the original config.json.",
+        )
+    if isinstance(parameter.default, Expression):
+        return parameter.default.evaluate(values)
+    if parameter.default is not None and any(key in config for key in parameter.config):
+        raise ModelError(
+            f"sets {key} to null, and the {parameter.name} of this architecture must be a number",
+            path=path,
+            remedy="Remove the key to use the usual value, or convert to a format that can leave it out.",
+        )
+    return parameter.default
+
+
+def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
+    """Return ``found`` as the parameter's type; raises ModelError."""
+    wanted = {"uint32": "a whole number above 0", "float32": "a number", "bool": "true or false"}[parameter.type]
+    if parameter.type == "bool":
+        if isinstance(found, bool):
+            return found
+    elif (number := finite_number(found)) is not None:
+        if parameter.type == "float32":
+            return number
+        limit = _CAPS.get(parameter.name, _INTEGER_MAX)
+        if number.is_integer() and 0 < number <= limit:
+            return int(number)
+        wanted += f" and at most {limit}"
+    shown = repr(found) if len(repr(found)) < 80 else f"{repr(found)[:80]}…"
+    raise ModelError(
+        f"has {key}: {shown}, which must be {wanted}", path=path, remedy="Restore the original config.json."
+    )
+
+
+def check_configuration(
+    architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path
+) -> tuple[str, ...]:
+    """Return notes for the user; raises ModelError where a configuration value cannot be expressed."""
+    notes = []
+    for check in architecture.checks:
+        value = config.get(check.config)
+        value = check.absent if value is None else value
+        expected = _violation(check, value, values)
+        if expected is None:
+            continue
+        sentence = f"{check.config} is {value!r} in the configuration, not {expected}: {check.problem}"
+        if check.severity == "error":
+            raise ModelError(
+                sentence, path=path, remedy="A plugin can describe this variant as an architecture of its own."
+            )
+        notes.append(sentence)
+    _check_layer_types(architecture, config, values, path)
+    return tuple(notes)
+
+
+def _violation(check: Check, value: Any, values: Values) -> str | None:
+    """Return what the value should have been, or None where it is fine."""
+    if value is None:
+        return None
+    if check.allowed:
+        return None if value in check.allowed else " or ".join(repr(item) for item in check.allowed)
+    if check.equals is not None:
+        wanted = check.equals.evaluate(values)
+        return None if value == wanted else f"{wanted} ({check.equals.text})"
+    assert check.at_least is not None
+    wanted = check.at_least.evaluate(values)
+    fine = isinstance(value, int | float) and value >= wanted
+    return None if fine else f"at least {wanted} ({check.at_least.text})"
+
+
+def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
+    """Refuse a pattern of sliding-window layers that the architecture's period does not give; raises ModelError."""
+    types = config.get("layer_types")
+    if architecture.runtime.sliding_period is None or not isinstance(types, list):
+        return
+    period = architecture.runtime.sliding_period.evaluate(values)
+    layers = int(values["layers"])
+    expected = ["sliding_attention" if layer % period else "full_attention" for layer in range(1, layers + 1)]
+    if types != expected:
+        raise ModelError(
+            f"layer_types is not 'full_attention' in every layer {period} of {period} and 'sliding_attention' in the rest",
+            path=path,
+            remedy="GGUF holds only the regular pattern of this family; a plugin can describe another one.",
+        )
+
+
+def hyper_parameter_metadata(architecture: Architecture, values: Values) -> dict[str, Field]:
+    """Return GGUF's keys, in the order of the architecture's description."""
+    return {
+        f"{architecture.gguf}.{key}": _field(parameter, values[parameter.name])
+        for parameter in architecture.hyper_parameters
+        if parameter.name in values
+        for key in parameter.keys
+    }
+
+
+def _field(parameter: HyperParameter, value: bool | float) -> Field:
+    if parameter.type == "uint32":
+        return uint32(int(value))
+    return float32(float(value)) if parameter.type == "float32" else boolean(bool(value))

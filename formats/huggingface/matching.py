@@ -1,0 +1,95 @@
+"""Which architecture a configuration asks for; where none answers, which one its tensors resemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ...errors import ModelError, UnknownArchitectureError
+from ..architectures import Architecture, map_names
+from ..base import OpenContext
+from .configuration import read_hyper_parameters, text_section
+from .safetensors import StoredTensor
+from .shapes import shape_problems
+
+__all__ = ["choose_architecture", "is_headless"]
+
+PLUGIN_HINT = "A plugin adds an architecture by a JSON file: see docs/plugins.md."
+
+
+def choose_architecture(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], context: OpenContext, path: Path
+) -> Architecture:
+    """Return the user's choice, or the architecture that answers to the class or model type; raises UnknownArchitectureError."""
+    known = context.architectures
+    if context.architecture is not None:
+        if context.architecture in known:
+            return known[context.architecture]
+        close = get_close_matches(context.architecture.lower(), known, n=1, cutoff=0.4)
+        raise UnknownArchitectureError(
+            f"no architecture is called {context.architecture!r}",
+            path=path,
+            remedy=f"{f'Did you mean {close[0]!r}? ' if close else ''}Known: {', '.join(known)}.",
+        )
+    class_name, model_type = _class_name(config), config.get("model_type")
+    for architecture in known.values():
+        if class_name in architecture.classes:
+            return architecture
+    if class_name is None or not _is_other_task(class_name):
+        for architecture in known.values():
+            if model_type in architecture.model_types:
+                return architecture
+    raise UnknownArchitectureError(
+        f"the class {class_name or '(none)'} with model_type {model_type or '(none)'} is not known; "
+        f"known architectures: {', '.join(known)}",
+        path=path,
+        remedy=f"{_nearest(config, tensors, known, path)} {PLUGIN_HINT}",
+    )
+
+
+def is_headless(config: Mapping[str, Any]) -> bool:
+    """Whether the class is a bare model (``LlamaModel``), whose checkpoint has no output matrix."""
+    name = _class_name(config)
+    return name is not None and name.endswith("Model") and "LMHead" not in name
+
+
+def _is_other_task(class_name: str) -> bool:
+    """Whether the class name says that the model classifies, tags or embeds, and so does not predict the next token."""
+    return "For" in class_name and not class_name.endswith(("ForCausalLM", "ForConditionalGeneration"))
+
+
+def _class_name(config: Mapping[str, Any]) -> str | None:
+    classes = config.get("architectures")
+    return classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+
+
+def _nearest(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], known: Mapping[str, Architecture], path: Path
+) -> str:
+    """Return a sentence on the architecture whose name map and shapes fit best."""
+    best: tuple[int, Architecture, list[str]] | None = None
+    for architecture in known.values():
+        section = text_section(architecture, config)
+        try:
+            values = read_hyper_parameters(architecture, section, path)
+            names = map_names(architecture, tensors, values)
+            differences = []
+            if names.unmapped:
+                differences.append(f"{len(names.unmapped)} tensors have no place in it, such as {names.unmapped[0]}")
+            if names.missing:
+                differences.append(f"{len(names.missing)} are missing, such as {names.missing[0]}")
+            wrong = shape_problems(names, tensors, values)
+            if wrong:
+                differences.append(f"{len(wrong)} have other shapes, such as {wrong[0][0]}")
+            distance = len(names.unmapped) + len(names.missing) + len(wrong) + len(names.ambiguous)
+        except ModelError:
+            continue
+        if best is None or distance < best[0]:
+            best = distance, architecture, differences
+    if best is None or 2 * best[0] > len(tensors):
+        return "Its tensors resemble none of these."
+    if not best[2]:
+        return f"Its tensors fit {best[1].name!r} in names and shapes: if it is that, pass --as-arch {best[1].name}."
+    return f"Nearest by its tensors is {best[1].name!r}, but {' and '.join(best[2])}."

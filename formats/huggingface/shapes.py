@@ -1,0 +1,51 @@
+"""Shapes that the configuration gives, against those that the files give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import ShapeError
+from ..architectures import Expression, NameMap
+from .safetensors import StoredTensor
+
+__all__ = ["check_shapes", "shape_problems"]
+
+_LISTED = 5
+
+
+def shape_problems(
+    names: NameMap, tensors: Mapping[str, StoredTensor], values: Mapping[str, object]
+) -> list[tuple[str, str]]:
+    """Return (checkpoint name, sentence) for every mapped tensor of another shape; raises ModelError for sizes that cannot be computed."""
+    known: dict[tuple[Expression, ...], tuple[int, ...]] = {}
+    problems = []
+    for item in names.mapped:
+        for index, source in enumerate(item.sources):
+            sizes = item.entry.shapes[index % len(item.entry.shapes)]
+            if sizes not in known:
+                known[sizes] = tuple(size.evaluate(values) for size in sizes)
+            found = tensors[source].shape
+            if found != known[sizes]:
+                asked = ", ".join(f"{size.text} = {value}" for size, value in zip(sizes, known[sizes], strict=True))
+                problems.append((source, f"has shape {found}, the configuration gives ({asked})"))
+    return problems
+
+
+def check_shapes(
+    names: NameMap, tensors: Mapping[str, StoredTensor], values: Mapping[str, object], config: Path
+) -> None:
+    """Raise ShapeError, with the first few mismatches, before any weight is read."""
+    problems = shape_problems(names, tensors, values)
+    if problems:
+        source, sentence = problems[0]
+        others = [name for name, _ in problems[1:]]
+        more = f"; {len(others)} more differ: {', '.join(others[:_LISTED])}" if others else ""
+        if len(others) > _LISTED:
+            more += ", …"
+        raise ShapeError(
+            sentence + more,
+            path=tensors[source].file.path,
+            tensor=source,
+            remedy=f"The weights and {config.name} belong to different models; download both from one place.",
+        )
