@@ -115,7 +115,8 @@ class _Legacy:
                 raise self._fault(FormatError, "a second entry of this name", name)
             calls = self._count("the number of calls", least=1)
             values = self._values(self._count("the number of values", least=1, bytes_each=4))
-            sums = values.reshape(1, -1) * np.float32(LEGACY_CHUNK_SIZE)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as not finite
+                sums = values.reshape(1, -1) * np.float32(LEGACY_CHUNK_SIZE)
             counts = np.array([calls * LEGACY_CHUNK_SIZE], np.float64)
             entries[name] = _checked(ImportanceEntry(sums, counts), self.path, name)
         chunks, dataset = 0, ""

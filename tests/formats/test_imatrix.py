@@ -161,6 +161,7 @@ def test_truncated_legacy_files(tmp_path: Path, length: int) -> None:
         (GOOD + b"x", "1 bytes are left over"),
         (struct.pack("<i", 2) + GOOD[4:60] * 2, "second entry|cannot be"),
         (legacy({"a": (1, [1.0, float("nan"), 1])}), "tensor a: importance has sums that are not finite"),
+        (legacy({"a": (1, [1.0, 3e38, 1])}), "tensor a: importance has sums that are not finite"),
         (legacy({"a": (1, [1.0, -1.0, 1])}), "tensor a: importance has negative sums"),
     ],
 )
@@ -194,7 +195,7 @@ def test_foreign_and_damaged_gguf_files(tmp_path: Path) -> None:
         read_imatrix(tmp_path / "none", CONTEXT)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_mutated_legacy_files_never_crash(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(GOOD)
