@@ -143,8 +143,12 @@ class OutputFiles:
             self.discard()
             raise output_error(error, self.layout.parts[0].path) from error
         self._close()
-        self.journal.seal()
-        finish_renames(self.layout)
+        try:
+            self.journal.seal()
+            finish_renames(self.layout)
+        except BaseException:
+            self.journal.close()  # a rerun finds the seal, and finishes the renames
+            raise
         self.journal.remove()
 
     def keep(self) -> None:

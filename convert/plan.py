@@ -39,6 +39,7 @@ _BASE_MEMORY = (
     330 << 20
 )  # Python, NumPy, numba and its compiler at work: bytes, measured by scripts/bench_conversion.py
 _SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
+_DERIVED = frozenset({"general.file_type", "general.quantization_version", "qconv.version"})  # written anew, at the end
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 
 
@@ -192,8 +193,15 @@ def _step(tensor: Tensor, choice: Choice, encodings: Mapping[str, Encoding], mat
     if tensor.encoding.name == encoding.name:
         return Step(tensor, target, choice)
     experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
-    vectors = [matrix.vector(tensor.name, tensor.columns, expert, experts) for expert in range(experts)]
-    return Step(tensor, target, choice, partial(list.__getitem__, vectors))
+    matrix.vector(
+        tensor.name, tensor.columns, 0, experts
+    )  # raises now, not in the middle of the work, if sizes disagree
+    return Step(tensor, target, choice, partial(_vector, matrix, tensor, experts))
+
+
+def _vector(matrix: ImportanceMatrix, tensor: Tensor, experts: int, expert: int) -> NDArray[np.float32]:
+    """Return the importance of one expert's columns; made when its slabs come up, since all of a large model's would take gigabytes."""
+    return matrix.vector(tensor.name, tensor.columns, expert, experts)
 
 
 def _metadata(
@@ -204,7 +212,7 @@ def _metadata(
     importance: ImportanceMatrix | None,
 ) -> dict[str, Field]:
     """Return the source's metadata with what the conversion changes."""
-    fields = dict(model.metadata)
+    fields = {key: field for key, field in model.metadata.items() if key not in _DERIVED}
     if steps:
         number = _dominant_file_type(steps) if file_type is None else file_type
         if number is not None:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .getters import get_integer, get_string, get_strings
 from .gguf.constants import DIGEST_ALGORITHM_KEY
 from .gguf.file_types import file_type_name
-from .metadata import Field, Scalar
+from .metadata import Field, Scalar, ValueType
 
 if TYPE_CHECKING:
     from .base import Model
@@ -189,6 +189,8 @@ def plain_value(field: Field) -> object:
     value = field.value
     if isinstance(value, str):
         return printable(value)
+    if field.type is ValueType.FLOAT32:
+        return float(str(np.float32(cast("float", value))))  # 1e-05, not the float64 beside it
     if isinstance(value, bool | int | float):
         return value
     if len(value) > _LONGEST_ARRAY:

@@ -87,12 +87,12 @@ def make_folder(shape: Shape, parent: Path) -> Path:
         offset += nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.write(len(text).to_bytes(8, "little") + text)
         for size in shape.tensors().values():
             left = 2 * int(np.prod(size))
             while left:
-                file.write(block[: min(left, len(block))])
+                weights.write(block[: min(left, len(block))])
                 left -= min(left, len(block))
     return folder
 

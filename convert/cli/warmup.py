@@ -33,10 +33,10 @@ def warmup(
     from . import report
 
     known = {name: it for name, it in load_plugins().registries().encodings.items() if it.load is not None}
-    wanted = [name.upper() for name in names or ()] or list(known)
-    for name in wanted:
-        if name not in known:
+    for name in names or ():
+        if name.upper() not in known:
             raise UnknownTypeError(f"no encoding {name!r} has kernels", remedy=nearest(name, known))
+    wanted = [name.upper() for name in names or ()] or list(known)
     seconds: dict[str, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=report.console(stderr=True), transient=True, disable=as_json) as progress:

@@ -219,7 +219,7 @@ def test_what_is_not_finite_is_named_and_stops_the_job(
     found = GGUFReader(path).tensors[0]
     rows = ENCODINGS[found.tensor_type.name].decode(found.data.view(np.uint8).reshape(40, -1))
     assert np.isfinite(rows).all()
-    assert rows[33, 7] == 0
+    assert abs(rows[33, 7]) < 1e-3
 
 
 def test_a_number_too_large_for_f16_is_named(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ def converted(cli: Cli, example_model: Path, tmp_path: Path) -> Path:
 def test_the_main_job(cli: Cli, converted: Path) -> None:
     reader = GGUFReader(converted)
     kinds = {it.name: it.tensor_type.name for it in reader.tensors}
-    assert kinds["blk.0.attn_v.weight"] == "Q6_K"
-    assert kinds["blk.2.attn_q.weight"] == "Q5_K"
+    assert kinds["blk.2.attn_v.weight"] == "Q6_K"
+    assert kinds["blk.0.attn_v.weight"] == "Q5_K"
     assert kinds["output_norm.weight"] == "F32"
     assert cli("verify", converted).code == 0
     found = json.loads(cli("inspect", converted, "--json", "--tensors").out)
@@ -34,7 +34,8 @@ def test_the_main_job(cli: Cli, converted: Path) -> None:
     assert len(found["tensor_list"]) == len(reader.tensors)
     text = cli("inspect", converted, "--tensors", "--tokenizer", "--metadata").out
     assert "blk.5.ffn_down.weight" in text
-    assert "llama, pre-tokenizer" in text or "llama" in text
+    assert "4,096 tokens" in text
+    assert "tokenizer.ggml.bos_token_id" in text
 
 
 def test_a_dry_run_is_exact_and_writes_nothing(cli: Cli, example_model: Path, tmp_path: Path) -> None:

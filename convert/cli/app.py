@@ -1,0 +1,83 @@
+"""The application: commands, exit codes, and what a mistake looks like.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. A user's mistake is one sentence on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from ... import __version__
+from ...errors import QconvError, UsageError
+from ...plugins.manager import PluginWarning, load_plugins
+from . import hf_to_gguf, inspect, lists, quantize, verify, warmup
+
+__all__ = ["build_app", "main"]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"qconv {__version__}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """Return the application with the built-in commands and those of installed plugins."""
+    app = typer.Typer(
+        name="qconv",
+        help="Convert, quantize and check language-model files, in one pass and bounded memory.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    ) -> None:
+        del version
+
+    for module in (hf_to_gguf, quantize, inspect, verify, lists, warmup):
+        module.register(app)
+    load_plugins().register_commands(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    warnings.showwarning = _show_warning
+    try:
+        build_app()()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except QconvError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}.", 1)
+    except MemoryError:
+        _fail("out of memory. Use fewer --threads, or close other programs.", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    if issubclass(category, PluginWarning):
+        typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {message}.", err=True)
