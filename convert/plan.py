@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,15 +160,20 @@ def make_plan(
         importance=entries,
         no_fallback=settings.no_fallback,
         unquantized="F32" if float_source else "keep",
+        keep_order=settings.keep_split,
     )
-    ordered = [model.tensors[name] for name in visiting_order(model.tensors)]
+    names = list(model.tensors) if settings.keep_split else visiting_order(model.tensors)
+    ordered = [model.tensors[name] for name in names]
     infos = [TensorInfo(tensor.name, tensor.shape, tensor.encoding.name) for tensor in ordered]
     facts = model_facts({key: field.value for key, field in model.metadata.items() if field.value is not None})
     choices = choose_types(infos, facts, request, encodings)
     check_importance(choices, request)
     steps = tuple(_step(tensor, choice, encodings, importance) for tensor, choice in zip(ordered, choices, strict=True))
     metadata = _metadata(model, recipe.file_type, steps, settings, importance)
-    layout = target.lay_out(output, metadata, [step.target for step in steps], settings.write)
+    write = settings.write
+    if settings.keep_split:
+        write = replace(write, part_of={tensor.name: tensor.part for tensor in ordered})
+    layout = target.lay_out(output, metadata, [step.target for step in steps], write)
     unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request)]
     return Plan(
         model=model,

@@ -49,6 +49,8 @@ class Settings:
         encode: effort and objective of the encoders.
         overrides: metadata to set, by key.
         write: layout of the output.
+        keep_split: cut the output into parts as the source is.
+        prune: numbers of the blocks to leave out.
         threads: worker threads.
         force: replace an existing output.
         allow_nonfinite: write zeros for NaN and infinity.
@@ -69,6 +71,8 @@ class Settings:
     encode: EncodeOptions = DEFAULT_OPTIONS
     overrides: Mapping[str, Field] = field(default_factory=lambda: MappingProxyType({}))
     write: WriteOptions = field(default_factory=WriteOptions)
+    keep_split: bool = False
+    prune: frozenset[int] = frozenset()
     threads: int = field(default_factory=_cores)
     force: bool = False
     allow_nonfinite: bool = False

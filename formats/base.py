@@ -38,6 +38,7 @@ class Tensor:
         read: ``read(start, stop)`` returns uint8 (stop - start, row bytes), the rows as bytes of ``encoding``. Any thread may call it. A
             reader whose file holds another layout (packed, transposed, sharded) resolves it here.
         origin: where the weights lie, for messages: file and the name that the file gives them.
+        part: number of the file that holds it, where a model has several.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Tensor:
     encoding: Encoding
     read: Callable[[int, int], NDArray[np.uint8]]
     origin: str = ""
+    part: int = 0
 
     @property
     def columns(self) -> int:
@@ -188,6 +190,7 @@ class WriteOptions:
         split_max_tensors: largest number of tensors per part, or None.
         digests: whether digests are stored in the file.
         metadata_only_first: whether the first of several parts holds metadata alone (``--no-tensor-first-split``).
+        part_of: number of each tensor's part by name, instead of limits: the parts of another model are kept.
     """
 
     alignment: int | None = None
@@ -195,6 +198,7 @@ class WriteOptions:
     split_max_tensors: int | None = None
     digests: bool = True
     metadata_only_first: bool = False
+    part_of: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ import typer
 
 from ...errors import FormatError
 from ...formats.base import Model
+from ...formats.getters import get_integer
 from ...plugins.manager import Registries
 from ..jobs import Result, run_plan
 from ..output import check_output
 from ..plan import Plan, make_plan
+from ..prune import prune_importance, prune_layers
 from ..settings import Settings
 from . import report
 
@@ -31,6 +33,10 @@ def convert(
 
         importance = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
         importance = importance.filtered(settings.include_weights, settings.exclude_weights)
+    if settings.prune:
+        whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
+        model = prune_layers(model, settings.prune)
+        importance = None if importance is None else prune_importance(importance, whole, settings.prune)
     plan = make_plan(
         model,
         output,

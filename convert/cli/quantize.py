@@ -47,6 +47,13 @@ def quantize(
     alignment: options.Alignment = None,
     split_max_size: options.SplitMaxSize = None,
     split_max_tensors: options.SplitMaxTensors = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Cut the output as the input is.", rich_help_panel="Output")
+    ] = False,
+    prune_layers: Annotated[
+        str | None,
+        typer.Option("--prune-layers", metavar="1,3,5-7", help="Leave these layers out.", rich_help_panel="Output"),
+    ] = None,
     no_digests: options.NoDigests = False,
     threads: options.Threads = None,
     force: options.Force = False,

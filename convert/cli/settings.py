@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ...formats.base import WriteOptions
 from ...formats.metadata import Field, string
 from ..overrides import parse_override
+from ..prune import parse_layers
 from ..settings import Settings, choose, encode_options, parse_rule, parse_size
 
 __all__ = ["default_output", "read_settings"]
@@ -16,6 +18,8 @@ __all__ = ["default_output", "read_settings"]
 
 def read_settings(words: Mapping[str, Any]) -> Settings:
     """Return the settings that a conversion command's parameters state; raises UsageError for what makes no sense."""
+    if words.get("keep_split") and (words["split_max_size"] or words["split_max_tensors"]):
+        raise UsageError("--keep-split and limits of parts exclude each other")
     if words["compat"] is not None:
         choose("--compat", words["compat"], ("llama.cpp",))
     overrides: dict[str, Field] = dict(parse_override(text) for text in words["override_kv"] or ())
@@ -44,6 +48,8 @@ def read_settings(words: Mapping[str, Any]) -> Settings:
             split_max_tensors=words["split_max_tensors"],
             digests=not words["no_digests"],
         ),
+        keep_split=words.get("keep_split", False),
+        prune=parse_layers(words["prune_layers"]) if words.get("prune_layers") else frozenset(),
         force=words["force"],
         allow_nonfinite=words["allow_nonfinite"],
         **choices,

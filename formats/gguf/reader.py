@@ -44,11 +44,11 @@ def open_gguf(path: Path, context: OpenContext) -> Model:
         header = parts[0][1]
         notes = check_metadata(header.metadata, path)
         tensors: dict[str, Tensor] = {}
-        for file, part in () if context.vocabulary_only else parts:
+        for number, (file, part) in enumerate(() if context.vocabulary_only else parts):
             for record in part.tensors:
                 if record.name in tensors:
                     raise FormatError("another part has a tensor of this name", path=file.path, tensor=record.name)
-                tensors[record.name] = _tensor(file, part, record)
+                tensors[record.name] = _tensor(file, part, record, number)
         check_names(tensors, path)
         _check_total(header, len(tensors), len(parts), path)
         opened = stack.pop_all()
@@ -146,12 +146,12 @@ def _check_total(header: Header, found: int, parts: int, path: Path) -> None:
         )
 
 
-def _tensor(file: PositionalFile, header: Header, record: TensorRecord) -> Tensor:
+def _tensor(file: PositionalFile, header: Header, record: TensorRecord, part: int) -> Tensor:
     swapped = header.byte_order == ">"
     if swapped and not is_swappable(record.encoding):
         raise FormatError(f"big-endian {record.encoding.name} cannot be read", path=file.path, tensor=record.name)
     read = partial(_read_rows, file, record, swapped)
-    return Tensor(record.name, record.shape, record.encoding, read, f"{file.path.name}: {record.name}")
+    return Tensor(record.name, record.shape, record.encoding, read, f"{file.path.name}: {record.name}", part)
 
 
 def _read_rows(file: PositionalFile, record: TensorRecord, swapped: bool, start: int, stop: int) -> NDArray[np.uint8]:

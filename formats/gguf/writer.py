@@ -87,6 +87,11 @@ def _group(tensors: Sequence[OutputTensor], alignment: int, options: WriteOption
     largest, most = options.split_max_size, options.split_max_tensors
     if (largest is not None and largest < 1) or (most is not None and most < 1):
         raise UsageError("a part must be allowed at least one byte and one tensor")
+    if options.part_of is not None:
+        kept: list[list[OutputTensor]] = [[] for _ in range(max(options.part_of.values(), default=0) + 1)]
+        for tensor in tensors:
+            kept[options.part_of[tensor.name]].append(tensor)
+        return kept
     groups: list[list[OutputTensor]] = [[]]
     if options.metadata_only_first and (largest is not None or most is not None) and tensors:
         groups.append([])

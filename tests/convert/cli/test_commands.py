@@ -87,6 +87,23 @@ def test_splits(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     assert parts == ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"]
     assert cli("verify", tmp_path / parts[0]).code == 0
     assert cli("quantize", tmp_path / parts[0], tmp_path / "one.gguf", "--type", "copy").code == 0
+    kept = ("quantize", tmp_path / parts[0], tmp_path / "k.gguf", "--type", "copy", "--keep-split")
+    assert cli(*kept).code == 0
+    for number in (1, 2, 3):
+        names = [[t.name for t in GGUFReader(tmp_path / f"{stem}-0000{number}-of-00003.gguf").tensors] for stem in "mk"]
+        assert names[0] == names[1]
+    assert cli(*kept, "--force", "--split-max-tensors", "3").code == 2
+
+
+def test_layers_can_be_left_out(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pruned.gguf"
+    assert cli("quantize", converted, output, "--type", "copy", "--prune-layers", "1,3-4").code == 0
+    reader = GGUFReader(output)
+    assert reader.fields["llama.block_count"].contents() == 3
+    assert {it.name for it in reader.tensors if it.name.endswith("ffn_up.weight")} == {
+        f"blk.{block}.ffn_up.weight" for block in range(3)
+    }
+    assert cli("quantize", converted, output, "--type", "copy", "--prune-layers", "9").code == 2
 
 
 def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
