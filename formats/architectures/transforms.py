@@ -182,9 +182,10 @@ def _span_reader(like: Tensor, span: Callable[[int], tuple[Tensor, int, int]]) -
     width = like.encoding.row_bytes(like.columns)
 
     def read(start: int, stop: int) -> Bytes:
-        source, first, left = span(start)
-        if stop - start <= left:
-            return source.read(first, first + stop - start)
+        if start < stop:
+            source, first, left = span(start)
+            if stop - start <= left:
+                return source.read(first, first + stop - start)
         out = np.empty((stop - start, width), np.uint8)
         row = start
         while row < stop:

@@ -45,7 +45,7 @@ def choose_architecture(
         f"the class {class_name or '(none)'} with model_type {model_type or '(none)'} is not known; "
         f"known architectures: {', '.join(known)}",
         path=path,
-        remedy=f"{_nearest(config, tensors, known, path)} {PLUGIN_HINT}",
+        remedy=f"{_nearest(config, tensors, known, path)} {PLUGIN_HINT} To convert it as a known one, pass --as-arch NAME.",
     )
 
 
@@ -91,5 +91,5 @@ def _nearest(
     if best is None or 2 * best[0] > len(tensors):
         return "Its tensors resemble none of these."
     if not best[2]:
-        return f"Its tensors fit {best[1].name!r} in names and shapes: if it is that, pass --as-arch {best[1].name}."
+        return f"Its tensors fit {best[1].name!r} in names and shapes."
     return f"Nearest by its tensors is {best[1].name!r}, but {' and '.join(best[2])}."

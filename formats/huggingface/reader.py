@@ -127,6 +127,7 @@ def _model(
     tokenizer = read_tokenizer(
         folder, config, context, vocab_rows=int(values["vocabulary"]), hints=architecture.tokenizer
     )
+    side_files = _side_files(folder)
     return Model(
         path=path,
         format="huggingface",
@@ -139,8 +140,8 @@ def _model(
             }
         ),
         tensors=MappingProxyType(tensors),
-        files=(folder / _CONFIG, *checkpoint.files),
-        side_files=MappingProxyType(_side_files(folder)),
+        files=tuple(dict.fromkeys((folder / _CONFIG, *checkpoint.files, *side_files.values()))),
+        side_files=MappingProxyType(side_files),
         notes=(*checkpoint.notes, *described.notes, *card_notes, *tokenizer.notes),
         close=checkpoint.close,
     )

@@ -149,3 +149,17 @@ def test_llama_cpp_agrees_with_transformers(model_case: Case, tmp_path: Path, co
         worst = max(worst, float(np.abs(log_softmax(logits(path, prompt)) - wanted).max()))
     print(f"{model_case.name}: {worst:.2e}")
     assert worst < TOLERANCE
+
+
+@pytest.mark.oracles
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_speaks_as_its_source(tmp_path: Path, context: OpenContext, example_model: Path) -> None:
+    import torch
+    import transformers
+
+    reference = transformers.LlamaForCausalLM.from_pretrained(example_model, dtype=torch.float32).eval()
+    with open_huggingface(example_model, context) as model:
+        assert {tensor.encoding.name for tensor in model.tensors.values()} == {"BF16"}
+        path = write_f32(tmp_path / "model.gguf", model)
+    prompt = [1, *(int(token) for token in np.random.default_rng(4).integers(3, 4096, 40))]
+    assert np.abs(log_softmax(logits(path, prompt)) - expected(reference, prompt)).max() < TOLERANCE

@@ -1,0 +1,83 @@
+"""The descriptions that ship with qconv against the gguf package's tables of names and keys."""
+
+from __future__ import annotations
+
+import re
+
+import gguf
+import gguf.constants
+import pytest
+from huggingface_folder import CONFIGS, hf_shapes
+
+from qconv.formats.architectures import TRANSFORMS, Architecture, built_in_architectures, map_names
+
+ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lambda item: item.name)
+
+# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them
+_LATER = re.compile(r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)")
+
+
+def known_keys() -> set[str]:
+    """Every GGUF key that the gguf package defines, without the architecture's prefix."""
+    found: set[str] = set()
+    for group in vars(gguf.constants.Keys).values():
+        if isinstance(group, type):
+            found |= {value for value in vars(group).values() if isinstance(value, str)}
+    return {key.removeprefix("{arch}.") for key in found}
+
+
+def architecture_id(name: str) -> gguf.MODEL_ARCH:
+    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+
+
+@ALL
+def test_names_agree_with_gguf(architecture: Architecture) -> None:
+    table = gguf.get_tensor_name_map(architecture_id(architecture.gguf), 4)
+    compared = 0
+    for entry in architecture.tensors:
+        if len(entry.gguf) > 1 or _LATER.fullmatch(entry.hf[0].replace("{layer}", "#")):
+            continue
+        if (architecture.name, entry.gguf[0]) == ("gemma2", "output.weight"):
+            continue  # always tied: the entry is there to leave out a stored copy
+        name = entry.hf[0].replace("{layer}", "3")
+        if entry.per_expert:  # the gguf package lists the stacked form
+            name = name.replace("experts.{expert}", "experts")
+        stem, _, suffix = name.rpartition(".")
+        assert f"{table.get_name(stem)}.{suffix}" == entry.gguf[0].replace("{layer}", "3")
+        compared += 1
+    assert compared > 8
+
+
+@ALL
+def test_keys_are_gguf_keys(architecture: Architecture) -> None:
+    known = known_keys()
+    keys = [key for parameter in architecture.hyper_parameters for key in parameter.keys]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= known
+    assert {"block_count", "context_length", "embedding_length", "attention.head_count"} <= set(keys)
+
+
+@ALL
+def test_a_whole_checkpoint_maps(architecture: Architecture) -> None:
+    config = CONFIGS[architecture.name]
+    shapes = hf_shapes(architecture, config)
+    values = {"layers": 2, "experts": 3, "tied": "lm_head.weight" not in shapes}
+    found = map_names(architecture, shapes, values)
+    assert not (found.unmapped or found.missing or found.ambiguous or found.dropped)
+    names = [name for item in found.mapped for name in item.gguf]
+    assert len(set(names)) == len(names)
+    assert {source for item in found.mapped for source in item.sources} == set(shapes)
+
+
+@ALL
+def test_every_tensor_can_be_dropped_and_is_then_missing(architecture: Architecture) -> None:
+    shapes = hf_shapes(architecture, CONFIGS[architecture.name])
+    values = {"layers": 2, "experts": 3, "tied": "lm_head.weight" not in shapes}
+    for name in shapes:
+        found = map_names(architecture, [other for other in shapes if other != name], values)
+        assert name in found.missing
+
+
+def test_every_transform_but_the_joins_is_used_or_an_inverse() -> None:
+    used = {entry.transform for architecture in built_in_architectures() for entry in architecture.tensors}
+    assert set(TRANSFORMS) - used == {"fuse_rows"}  # for plugins, and for the way back of split_rows

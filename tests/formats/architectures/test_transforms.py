@@ -1,0 +1,196 @@
+"""Each transform against NumPy on whole arrays, read in every slab, and undone by its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from qconv_encodings import ENCODINGS
+
+from qconv.errors import ModelError
+from qconv.formats.architectures import TRANSFORMS
+from qconv.formats.architectures.transforms import constant
+from qconv.formats.base import Tensor
+
+Array = NDArray[Any]
+
+
+class Source:
+    """A tensor in memory that remembers the largest number of rows asked for at once, and the total."""
+
+    def __init__(self, shape: tuple[int, ...], encoding: str = "BF16", seed: int = 0) -> None:
+        kind = {"BF16": np.uint16, "F32": np.float32, "F64": np.float64}[encoding]
+        values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        self.values = (values.view(np.uint32) >> 16).astype(np.uint16) if encoding == "BF16" else values.astype(kind)
+        self.largest = self.total = 0
+        rows = self.values.reshape(-1, shape[-1]).view(np.uint8)
+
+        def read(start: int, stop: int) -> NDArray[np.uint8]:
+            assert 0 <= start <= stop <= len(rows)
+            self.largest = max(self.largest, stop - start)
+            self.total += stop - start
+            return rows[start:stop].copy()
+
+        self.tensor = Tensor(f"t{seed}", shape, ENCODINGS[encoding], read, "memory")
+
+
+def whole(tensor: Tensor, dtype: Any = np.uint16) -> Array:
+    return np.asarray(tensor.read(0, tensor.row_count).view(dtype).reshape(tensor.shape))
+
+
+def permuted(values: Array, heads: int) -> Array:
+    """Halves to pairs, as the specification of the transform has it: (heads, 2, d/2) with the inner axes swapped."""
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class Example:
+    name: str
+    shapes: Sequence[tuple[int, ...]]
+    arguments: Mapping[str, int]
+    reference: Callable[[Sequence[Array]], Sequence[Array]]
+
+
+EXAMPLES = (
+    Example("copy", [(5, 6)], {}, list),
+    Example("permute_rotary", [(24, 5)], {"heads": 3}, lambda a: [permuted(a[0], 3)]),
+    Example("permute_rotary", [(24,)], {"heads": 3}, lambda a: [permuted(a[0], 3)]),
+    Example("permute_rotary", [(4, 3)], {"heads": 2}, lambda a: [permuted(a[0], 2)]),
+    Example("transpose", [(5, 7)], {}, lambda a: [a[0].T]),
+    Example("transpose", [(3, 5, 7)], {}, lambda a: [a[0].swapaxes(1, 2)]),
+    Example("transpose", [(1, 7)], {}, lambda a: [a[0].T]),
+    Example("stack", [(4, 3)] * 5, {}, lambda a: [np.stack(a)]),
+    Example("split_rows", [(7, 3)], {"first": 4}, lambda a: [a[0][:4], a[0][4:]]),
+    Example("split_rows", [(3, 7, 2)], {"first": 4}, lambda a: [a[0][:, :4], a[0][:, 4:]]),
+    Example("fuse_rows", [(4, 3), (2, 3)], {"first": 4}, lambda a: [np.concatenate(a)]),
+    Example("fuse_rows", [(3, 4, 2), (3, 5, 2)], {"first": 4}, lambda a: [np.concatenate(a, 1)]),
+)
+EACH = pytest.mark.parametrize(
+    "example", EXAMPLES, ids=lambda item: f"{item.name}-{'x'.join(map(str, item.shapes[0]))}"
+)
+
+
+@EACH
+@pytest.mark.parametrize("encoding", ["BF16", "F64"])
+def test_bytes_are_those_of_the_reference(example: Example, encoding: str) -> None:
+    sources = [Source(shape, encoding, seed) for seed, shape in enumerate(example.shapes)]
+    found = TRANSFORMS[example.name].forward([source.tensor for source in sources], example.arguments)
+    wanted = example.reference([source.values for source in sources])
+    assert [tensor.shape for tensor in found] == [array.shape for array in wanted]
+    for tensor, array in zip(found, wanted, strict=True):
+        assert tensor.encoding.name == encoding
+        assert np.array_equal(whole(tensor, array.dtype), array)
+
+
+@EACH
+def test_any_slab_is_the_same_rows(example: Example) -> None:
+    sources = [Source(shape, "BF16", seed) for seed, shape in enumerate(example.shapes)]
+    for tensor in TRANSFORMS[example.name].forward([source.tensor for source in sources], example.arguments):
+        rows = tensor.read(0, tensor.row_count)
+        slabs = [(a, b) for a in range(tensor.row_count) for b in range(a + 1, tensor.row_count + 1)]
+        slabs += [(0, 0), (tensor.row_count, tensor.row_count)]
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(tensor.read, *zip(*slabs, strict=True))
+            for (start, stop), slab in zip(slabs, found, strict=True):
+                assert slab.dtype == np.uint8
+                assert np.array_equal(slab, rows[start:stop])
+
+
+@EACH
+def test_the_inverse_restores_every_bit(example: Example) -> None:
+    sources = [Source(shape, "BF16", seed) for seed, shape in enumerate(example.shapes)]
+    transform = TRANSFORMS[example.name]
+    there = transform.forward([source.tensor for source in sources], example.arguments)
+    back = transform.inverse(there, example.arguments)
+    assert len(back) == len(sources)
+    for tensor, source in zip(back, sources, strict=True):
+        assert tensor.shape == source.values.shape
+        assert np.array_equal(whole(tensor), source.values)
+
+
+def test_permutation_reads_whole_heads_and_no_more() -> None:
+    source = Source((64, 3))
+    (tensor,) = TRANSFORMS["permute_rotary"].forward([source.tensor], {"heads": 8})
+    tensor.read(9, 17)
+    assert source.total == 16
+
+
+def test_transposition_reads_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qconv.formats.architectures.transforms._CHUNK", 60)
+    source = Source((11, 10))
+    (tensor,) = TRANSFORMS["transpose"].forward([source.tensor], {})
+    assert np.array_equal(whole(tensor), source.values.T)
+    assert (source.largest, source.total) == (3, 11)
+
+
+def test_add_one_is_float32_and_its_inverse_is_exact_for_ordinary_norms() -> None:
+    source = Source((64,))
+    (tensor,) = TRANSFORMS["add_one"].forward([source.tensor], {})
+    exact = (source.values.astype(np.uint32) << 16).view(np.float32)
+    assert tensor.encoding.name == "F32"
+    assert np.array_equal(whole(tensor, np.float32), exact + np.float32(1))
+    (back,) = TRANSFORMS["add_one"].inverse([tensor], {})
+    nearest = (whole(back, np.float32).view(np.uint32) + 0x8000) >> 16
+    assert np.array_equal(nearest, source.values)
+
+
+def test_stacks_of_different_encodings_become_float32() -> None:
+    one, other = Source((2, 4), "BF16", 1), Source((2, 4), "F32", 2)
+    (tensor,) = TRANSFORMS["stack"].forward([one.tensor, other.tensor], {})
+    assert tensor.encoding.name == "F32"
+    wanted = np.stack([(one.values.astype(np.uint32) << 16).view(np.float32), other.values])
+    assert np.array_equal(whole(tensor, np.float32), wanted)
+
+
+def test_quantized_rows_are_moved_whole() -> None:
+    rows = np.arange(8 * 34, dtype=np.uint8).reshape(8, 34)
+    source = Tensor("q", (8, 32), ENCODINGS["Q8_0"], lambda start, stop: rows[start:stop], "memory")
+    (tensor,) = TRANSFORMS["permute_rotary"].inverse([source], {"heads": 2})
+    assert tensor.encoding.name == "Q8_0"
+    assert np.array_equal(tensor.read(0, 8), rows[[0, 2, 1, 3, 4, 6, 5, 7]])
+
+
+def test_constants_are_read_only_rows() -> None:
+    tensor = constant("rope_freqs.weight", np.arange(4, dtype=np.float32), "test")
+    assert tensor.rows(0, 1).tolist() == [[0, 1, 2, 3]]
+    with pytest.raises(ValueError, match="read-only"):
+        tensor.read(0, 1)[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "arguments"),
+    [
+        ("permute_rotary", [(24, 2)], {"heads": 5}),
+        ("permute_rotary", [(24, 2)], {"heads": 8}),
+        ("permute_rotary", [(24, 2)], {"heads": 0}),
+        ("permute_rotary", [(2, 24, 2)], {"heads": 2}),
+        ("transpose", [(24,)], {}),
+        ("stack", [(2, 3), (3, 2)], {}),
+        ("stack", [(2,), (2,)], {}),
+        ("split_rows", [(4, 2)], {"first": 4}),
+        ("split_rows", [(4,)], {"first": 2}),
+        ("fuse_rows", [(4, 2), (4, 3)], {"first": 4}),
+        ("fuse_rows", [(4, 2), (4, 2)], {"first": 3}),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(
+    name: str, shapes: list[tuple[int, ...]], arguments: Mapping[str, int]
+) -> None:
+    tensors = [Source(shape).tensor for shape in shapes]
+    with pytest.raises(ModelError, match="shape") as caught:
+        TRANSFORMS[name].forward([replace(tensor, name="guilty") for tensor in tensors], arguments)
+    assert caught.value.tensor == "guilty"
+
+
+def test_consecutive_slabs_read_a_stack_once() -> None:
+    sources = [Source((4, 3), "BF16", seed) for seed in range(3)]
+    (tensor,) = TRANSFORMS["stack"].forward([source.tensor for source in sources], {})
+    for start, stop in pairwise([0, 5, 7, 12]):
+        tensor.read(start, stop)
+    assert [source.total for source in sources] == [4, 4, 4]

@@ -1,0 +1,132 @@
+"""Small Hugging Face folders made without transformers: weights as an architecture's own description lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconv.formats.architectures import Architecture, built_in_architectures
+from qconv.formats.huggingface.configuration import read_hyper_parameters
+
+Stored = tuple[str, tuple[int, ...], bytes]  # dtype, shape, data
+
+SIZES = {"vocab_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIG: dict[str, Any] = SIZES | {"hidden_size": 16, "intermediate_size": 20, "max_position_embeddings": 64}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "mixtral": CONFIG
+    | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 3, "num_experts_per_tok": 2, "model_type": "mixtral"},
+    "qwen2": CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+    "qwen3": CONFIG | {"architectures": ["Qwen3ForCausalLM"], "head_dim": 8, "model_type": "qwen3"},
+    "qwen3moe": CONFIG
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 8,
+        "num_experts": 3,
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": True,
+    },
+    "gemma2": CONFIG | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma2"},
+    "gemma3": CONFIG | {"architectures": ["Gemma3ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
+    "phi3": CONFIG | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"},
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 24,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 16,
+        "n_positions": 32,
+    },
+}  # fmt: skip
+
+
+def architecture_named(name: str) -> Architecture:
+    """Return a built-in architecture."""
+    return next(item for item in built_in_architectures() if item.name == name)
+
+
+def hf_shapes(
+    architecture: Architecture, config: Mapping[str, Any], optional: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that the description lists, optional ones only if asked for."""
+    values = read_hyper_parameters(architecture, config, Path("config.json"))
+    found: dict[str, tuple[int, ...]] = {}
+    for entry in architecture.tensors:
+        if not (entry.required or optional) or (entry.omitted_when and values.get(entry.omitted_when)):
+            continue
+        layers = range(int(values["layers"])) if entry.per_layer else (0,)
+        experts = range(int(values["experts"])) if entry.per_expert else (0,)
+        for layer in layers:
+            for expert in experts:
+                for name, shape in zip(entry.hf, entry.shapes, strict=True):
+                    filled = name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
+                    found[filled] = tuple(size.evaluate(values) for size in shape)
+    return found
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Return float32 weights that BF16 holds exactly."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.standard_normal(shape).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def stored(weights: Mapping[str, NDArray[np.float32]], dtype: str = "BF16") -> dict[str, Stored]:
+    """Return the weights as they are held in ``BF16`` or ``F32``."""
+    found: dict[str, Stored] = {}
+    for name, array in weights.items():
+        data = (
+            (array.view(np.uint32) >> 16).astype("<u2").tobytes() if dtype == "BF16" else array.astype("<f4").tobytes()
+        )
+        found[name] = (dtype, array.shape, data)
+    return found
+
+
+def safetensors_bytes(tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a file's bytes."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    body = b""
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    return raw_safetensors(json.dumps(header).encode(), body)
+
+
+def raw_safetensors(header: bytes, body: bytes, length: int | None = None) -> bytes:
+    """Return a file with any header and any claimed length of it."""
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + body
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Stored],
+    shards: Sequence[str] = ("model.safetensors",),
+) -> Path:
+    """Write ``config.json`` and the tensors, dealt in turn to the shards, with an index where there are several; return ``folder``."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    weight_map = {name: shards[index % len(shards)] for index, name in enumerate(tensors)}
+    for shard in shards:
+        part = {name: tensors[name] for name in tensors if weight_map[name] == shard}
+        (folder / shard).write_bytes(safetensors_bytes(part))
+    if len(shards) > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def model_folder(folder: Path, name: str, shards: Sequence[str] = ("model.safetensors",), **config: Any) -> Path:
+    """Write a random BF16 model of a built-in architecture, with changes to its configuration; return ``folder``."""
+    settings = CONFIGS[name] | config
+    weights = random_weights(hf_shapes(architecture_named(name), settings))
+    return write_folder(folder, settings, stored(weights), shards)
