@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from . import simd as v
 from .kernel import inlined
 from .superblocks import GROUP_SCRATCH, SUPERBLOCK, W, X, superblock_max, superblock_sum
@@ -33,8 +35,12 @@ AFFINE_SCRATCH = GROUP_SCRATCH + 6 * v.LANES
 
 _HUGE = 3e38
 _SMALLEST_HALF = 2.0**-24
-# a determinant below this share of its first term is rounding noise: the codes are all alike
-_DEGENERATE = 1e-5
+# a determinant below this share of its first term is mostly rounding: the codes that count are all alike
+_DEGENERATE = 1e-3
+# errors that differ by less than this share of the weights' own sum of squares are equal: real scales of alike sub-blocks must not scatter
+_NOISE = 4e-6
+# a sub-block that counts for less than this share of another has no say in the common step
+_NEGLIGIBLE = 1e-12
 
 
 @inlined
@@ -69,7 +75,7 @@ def _fit(scratch: FloatArray, length: int, top: int, inverse: Floats, offset: Fl
 @inlined
 def _real_scales(
     scratch: FloatArray, length: int, top: int, first: float, step: float, tries: int
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Return the least-squares scale and minimum of each sub-block over the candidates (``top + first + step * k) / range``."""
     lowest = v.load(scratch, X)
     highest = lowest
@@ -90,9 +96,11 @@ def _real_scales(
     best = v.splat(_HUGE)
     scale = extent * (1 / top)
     minimum = -lowest
-    for k in range(tries + 1):
-        if k < tries:
-            inverse = per_range * (top + first + step * k)
+    curvature = sum_w
+    noise = sum_xx * _NOISE
+    for k in range(tries + 2):
+        if k <= tries:
+            inverse = per_range * (top + (first + step * (k - 1) if k > 0 else 0))
             offset = -lowest * inverse
         else:
             inverse = _reciprocal(scale)
@@ -103,15 +111,49 @@ def _real_scales(
         share = 1 / v.select(sound, determinant, 1.0)
         new_scale = (sum_w * products - sum_x * codes) * share
         new_minimum = (codes * products - squares * sum_x) * share
-        positive = new_minimum > 0
-        new_scale = v.select(positive, new_scale, products * _reciprocal(squares))
-        new_minimum = v.select(positive, new_minimum, 0.0)
+        usable = sound & (new_minimum > 0)
+        new_scale = v.select(usable, new_scale, products * _reciprocal(squares))
+        new_minimum = v.select(usable, new_minimum, 0.0)
         error = sum_xx - new_scale * products + new_minimum * sum_x
-        better = sound & (error < best) & (new_scale > 0)
+        better = (error < best - noise) & (new_scale > 0)
         best = v.select(better, error, best)
         scale = v.select(better, new_scale, scale)
         minimum = v.select(better, new_minimum, minimum)
-    return scale, minimum
+        stiffness = v.select(usable, determinant * _reciprocal(sum_w), squares)
+        curvature = v.select(better, stiffness, curvature)
+    return scale, minimum, curvature, sum_w
+
+
+@inlined
+def _to_half(value: Floats) -> Floats:
+    """Return the nearest positive float16 number of positive lanes, never rounded to zero, and 0 for the others."""
+    bounded = v.minimum(v.maximum(value, _SMALLEST_HALF), 65504.0)
+    return v.select(value > 0, v.halves_to_floats(v.floats_to_halves(bounded)), 0.0)
+
+
+@inlined
+def _bounded(value: Floats, top: int) -> Floats:
+    return v.minimum(v.maximum(value, 0.0), top)
+
+
+@inlined
+def _common_step(real: Floats, curvature: Floats, largest: int, tries: int, subblocks: int) -> Floats:
+    """Return the float16 number of each super-block that real numbers are best rounded to multiples of; each counts by its ``curvature``.
+
+    Candidates make the largest number that counts an integer near ``largest``.
+    """
+    counting = curvature > superblock_max(curvature, subblocks) * _NEGLIGIBLE
+    extreme = superblock_max(v.select(counting, real, 0.0), subblocks)
+    best = v.splat(_HUGE)
+    chosen = v.splat(0)
+    for k in range(tries):
+        step = _to_half(extreme / np.float32(largest - k))
+        residual = real - _bounded(v.round_even(real * _reciprocal(step)), largest) * step
+        error = superblock_sum(curvature * residual * residual, subblocks)
+        better = error < best
+        best = v.select(better, error, best)
+        chosen = v.select(better, step, chosen)
+    return chosen
 
 
 @inlined
@@ -125,11 +167,6 @@ def _error(scratch: FloatArray, length: int, top: int, scale: Floats, minimum: F
         residual = (x + minimum) - affine_code(x, inverse, offset, top) * scale
         error += v.load(scratch, W + place * v.LANES) * residual * residual
     return error
-
-
-@inlined
-def _bounded(value: Floats, top: int) -> Floats:
-    return v.minimum(v.maximum(value, 0.0), top)
 
 
 @inlined
@@ -174,13 +211,6 @@ def _integer_scales(
 
 
 @inlined
-def _to_half(value: Floats) -> Floats:
-    """Return the nearest positive float16 number of positive lanes, never rounded to zero, and 0 for the others."""
-    bounded = v.minimum(v.maximum(value, _SMALLEST_HALF), 65504.0)
-    return v.select(value > 0, v.halves_to_floats(v.floats_to_halves(bounded)), 0.0)
-
-
-@inlined
 def _refit(
     scratch: FloatArray, length: int, top: int, d: Floats, dmin: Floats, scale: Floats, minimum: Floats
 ) -> tuple[Floats, Floats]:
@@ -215,9 +245,10 @@ def _refit(
     sound = determinant > dd * mm * _DEGENERATE
     share = 1 / v.select(sound, determinant, 1.0)
     alone = toward_d * _reciprocal(dd)
-    new_d = d + v.select(sound, (mm * toward_d + dm * toward_dmin) * share, alone)
-    new_dmin = dmin + v.select(sound, (dd * toward_dmin + dm * toward_d) * share, 0.0)
-    return _to_half(new_d), _to_half(new_dmin)
+    new_d = _to_half(d + v.select(sound, (mm * toward_d + dm * toward_dmin) * share, alone))
+    # the best dmin beside the d that rounding left, not beside the exact one
+    new_dmin = _to_half(dmin + (toward_dmin + dm * (new_d - d)) * _reciprocal(mm))
+    return new_d, new_dmin
 
 
 @inlined
@@ -244,9 +275,10 @@ def affine_search(
         reach: how many integer scales to either side step 2 tries.
     """
     subblocks = SUPERBLOCK // length
-    real_scale, real_minimum = _real_scales(scratch, length, top, first, step, tries)
-    d = _to_half(superblock_max(real_scale, subblocks) * (1 / largest))
-    dmin = _to_half(superblock_max(real_minimum, subblocks) * (1 / largest))
+    real_scale, real_minimum, curvature, sum_w = _real_scales(scratch, length, top, first, step, tries)
+    steps = min(16, largest // 2)
+    d = _common_step(real_scale, curvature, largest, steps, subblocks)
+    dmin = _common_step(real_minimum, sum_w, largest, steps, subblocks)
     error, scale, minimum = _integer_scales(
         scratch, length, top, largest, reach, d, dmin, real_scale * _reciprocal(d), real_minimum * _reciprocal(dmin)
     )

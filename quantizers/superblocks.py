@@ -32,6 +32,7 @@ __all__ = [
     "superblock_sum",
     "weigh_by_deviation",
     "weigh_by_magnitude",
+    "weigh_by_square",
 ]
 
 SUPERBLOCK = 256
@@ -42,7 +43,7 @@ GROUP_SCRATCH = 2048
 # more than a float16 scale, an 8-bit factor and a 6-bit code can express; sums of its fourth powers are float32
 _LARGEST = 3.0e8
 # what a sub-block without importance weighs, so that it is quantized well and counts for nothing beside the others
-_NEXT_TO_NOTHING = 1e-12
+_NEXT_TO_NOTHING = 1e-20
 
 
 @inlined
@@ -135,3 +136,15 @@ def balance(scratch: FloatArray, length: int) -> None:
     for place in range(length):
         w = v.load(scratch, W + place * v.LANES)
         v.store(scratch, W + place * v.LANES, v.maximum(w, floor))
+
+
+@inlined
+def weigh_by_square(scratch: FloatArray, length: int, floor: float) -> None:
+    """Multiply ``W`` by ``x**2 + floor * mean(x**2 of the super-block)``."""
+    base = v.splat(0)
+    if floor > 0:
+        base = superblock_sum(_squares(scratch, length), SUPERBLOCK // length) * (floor / SUPERBLOCK)
+    for place in range(length):
+        x = v.load(scratch, X + place * v.LANES)
+        w = v.load(scratch, W + place * v.LANES)
+        v.store(scratch, W + place * v.LANES, w * (base + x * x))
