@@ -33,9 +33,10 @@ from qconv.errors import (
     UnknownFormatError,
     UnmappedTensorError,
 )
-from qconv.formats.architectures import built_in_architectures
+from qconv.formats.architectures import TRANSFORMS, built_in_architectures, map_names
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import FORMAT, open_huggingface
+from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 NAMES = sorted(CONFIGS)
@@ -59,6 +60,24 @@ def test_every_family_opens(name: str, tmp_path: Path, context: OpenContext) -> 
             assert tensor.read(0, tensor.row_count).nbytes == tensor.nbytes
             assert tensor.origin.startswith("model.safetensors: ")
             assert tensor.encoding.name == ("F32" if "norm" in tensor.name and "gemma" in name else "BF16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_way_back_restores_every_bit(name: str, tmp_path: Path, context: OpenContext) -> None:
+    architecture, config, tensors = architecture_named(name), CONFIGS[name], tensors_of(name)
+    values = read_hyper_parameters(architecture, config, Path("config.json"))
+    restored: dict[str, bytes] = {}
+    with open_huggingface(write_folder(tmp_path / "m", config, tensors), context) as model:
+        for item in map_names(architecture, tensors, values).mapped:
+            arguments = {key: size.evaluate(values) for key, size in item.entry.arguments.items()}
+            outputs = [model.tensors[output] for output in item.gguf]
+            for source, tensor in zip(
+                item.sources, TRANSFORMS[item.entry.transform].inverse(outputs, arguments), strict=True
+            ):
+                assert tensor.shape == tensors[source][1]
+                rows = tensor.rows(0, tensor.row_count).view(np.uint32)
+                restored[source] = ((rows + 0x8000) >> 16).astype("<u2").tobytes()  # to the nearest BF16
+    assert restored == {source: data for source, (_, _, data) in tensors.items()}
 
 
 def test_shards_give_the_same_tensors(tmp_path: Path, context: OpenContext) -> None:
