@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from . import options
+
+if TYPE_CHECKING:
+    from ..speed import Speed
 
 __all__ = ["register"]
 
@@ -47,13 +52,27 @@ def formats(as_json: options.Json = False) -> None:
     report.console().print(f"\narchitectures: {names}", soft_wrap=True)
 
 
-def types(as_json: options.Json = False) -> None:
+def types(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure how fast this machine encodes and decodes; compiles all kernels.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     """List the mixtures that --type takes and the encodings that they are made of."""
+    from dataclasses import asdict
+
     from ...plugins.manager import load_plugins
     from ...quantizers.recipes.tables import ALIASES, recipes
+    from ..speed import measure
     from . import report
 
     registries = load_plugins().registries()
+    codecs = [it for it in registries.encodings.values() if it.load is not None] if bench else []
+    speeds = {}
+    with report.counter_bar("measuring", len(codecs), quiet=as_json or not bench) as start:
+        for it in codecs:
+            start(it.name)
+            speeds[it.name] = measure(it)
     mixtures = [
         {"name": it.name, "file_type": it.file_type, "base": it.base, "description": it.about}
         for it in recipes().values()
@@ -69,6 +88,7 @@ def types(as_json: options.Json = False) -> None:
             "importance": str(it.importance),
             "decode": it.load is not None,
             "plugin": registries.providers["encoding"][it.name],
+            **({"million_weights_per_second": asdict(speeds[it.name])} if it.name in speeds else {}),
         }
         for it in registries.encodings.values()
     ]
@@ -86,11 +106,15 @@ def types(as_json: options.Json = False) -> None:
             str(it.block_bytes),
             str(it.importance),
             "yes" if it.load is not None else "size only",
+            *(_speed(speeds.get(it.name)) if bench else ()),
         )
         for it in registries.encodings.values()
     ]
     columns = ("encoding", "family", "bits per weight", "block", "bytes", "importance", "codec")
-    report.print_table("\nEncodings", columns, lines, right=("bits per weight", "block", "bytes"))
+    rates = ("encode", "with importance", "decode") if bench else ()
+    report.print_table("\nEncodings", (*columns, *rates), lines, right=("bits per weight", "block", "bytes", *rates))
+    if bench:
+        report.console().print("\nencode and decode: million weights per second on one core")
 
 
 def plugins(as_json: options.Json = False) -> None:
@@ -117,6 +141,12 @@ def plugins(as_json: options.Json = False) -> None:
         return
     rows = [(it.name, f"{it.distribution} {it.version}", it.error or ", ".join(it.hooks)) for it in found]
     report.print_table("", ("plugin", "distribution", "hooks"), rows)
+
+
+def _speed(speed: Speed | None) -> tuple[str, str, str]:
+    rates = (None, None, None) if speed is None else (speed.encode, speed.encode_importance, speed.decode)
+    encode, weighted, decode = ("-" if rate is None else f"{rate:,.0f}" for rate in rates)
+    return encode, weighted, decode
 
 
 def _yes(value: object) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["human_bytes", "note", "print_json", "print_table", "progress_bar"]
+__all__ = ["counter_bar", "human_bytes", "note", "print_json", "print_table", "progress_bar"]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
 
@@ -97,6 +98,22 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
             yield lambda count: progress.advance(task, count)
     else:
         yield _plain_progress(label, total)
+
+
+@contextmanager
+def counter_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yield a function to call with the name of each thing as it starts; for work that is counted in things, not bytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=quiet) as progress:
+        task = progress.add_task(label, total=total)
+        started = 0
+
+        def start(name: str) -> None:
+            nonlocal started
+            progress.update(task, description=f"{label} {name}", completed=started)
+            started += 1
+
+        yield start
 
 
 def _plain_progress(label: str, total: int) -> Callable[[int], None]:

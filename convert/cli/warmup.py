@@ -24,8 +24,6 @@ def warmup(
     as_json: options.Json = False,
 ) -> None:
     """Compile kernels; once compiled they are kept for this user until qconv changes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from ...errors import UnknownTypeError
     from ...plugins.manager import load_plugins
     from ...plugins.registry import nearest
@@ -38,15 +36,12 @@ def warmup(
             raise UnknownTypeError(f"no encoding {name!r} has kernels", remedy=nearest(name, known))
     wanted = [name.upper() for name in names or ()] or list(known)
     seconds: dict[str, float] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=report.console(stderr=True), transient=True, disable=as_json) as progress:
-        task = progress.add_task("compiling", total=len(wanted))
+    with report.counter_bar("compiling", len(wanted), quiet=as_json) as start:
         for name in wanted:
-            progress.update(task, description=f"compiling {name}")
+            start(name)
             started = time.monotonic()
             compile_codec(known[name])
             seconds[name] = time.monotonic() - started
-            progress.advance(task)
     if as_json:
         report.print_json({"seconds": {name: round(value, 3) for name, value in seconds.items()}})
         return

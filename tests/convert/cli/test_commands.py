@@ -170,6 +170,13 @@ def test_lists(cli: Cli) -> None:
         assert name in cli(command).out
 
 
+def test_speeds_are_measured(cli: Cli) -> None:
+    found = {it["name"]: it for it in json.loads(cli("types", "--bench", "--json").out)["encodings"]}
+    assert found["BF16"]["million_weights_per_second"]["encode"] > 10
+    assert found["BF16"]["million_weights_per_second"]["encode_importance"] is None
+    assert "million_weights_per_second" not in found["Q8_K"]
+
+
 def test_warmup(cli: Cli) -> None:
     assert set(json.loads(cli("warmup", "q8_0", "q4_k", "--json").out)["seconds"]) == {"Q8_0", "Q4_K"}
     assert "Q8_0" in cli("warmup", "q8_0").out
