@@ -1,8 +1,8 @@
-"""The search for the scale, or scale and minimum, of blocks of 32 weights, which Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 share.
+"""The search for a float16 scale, or scale and minimum, of a block: all types share it whose blocks have one scale and no finer ones.
 
-Sixteen blocks make a *tile*, one block per lane: weight ``i`` of block ``k`` lies at ``tile[16 * i + k]``. A scale ``d`` (and minimum
-``m``) is tried in units of its code: a weight ``x`` lies at ``y = (x - m) / d``, takes the nearest code ``l`` and leaves the residual
-``r = y - l``. The sums of ``w r``, ``w r r``, ``w r l``, ``w l`` and ``w l l`` over a block give the least-squares correction of ``d`` and
+Sixteen blocks of ``block`` weights make a *tile*, one block per lane: weight ``i`` of block ``k`` lies at ``tile[16 * i + k]``. A scale
+``d`` (and minimum ``m``) is tried in units of its code: a weight ``x`` lies at ``y = (x - m) / d``, takes the nearest code ``l`` and leaves
+the residual ``r = y - l``. The sums of ``w r``, ``w r r``, ``w r l``, ``w l`` and ``w l l`` over a block give the least-squares correction of ``d`` and
 ``m`` for these codes and, after both were rounded to float16, the error that is really made, without subtracting large numbers from
 each other. A trial replaces the best one only where that error is lower, so every step leaves a block as good as it was or better.
 
@@ -20,47 +20,44 @@ from .kernel import inlined, scratch
 from .simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import FloatArray, Floats
+    from .simd import FloatArray, Floats, Ints
 
 __all__ = [
-    "BLOCK",
-    "TILE",
     "load_tile",
     "load_weights",
+    "nearest_codes",
     "reciprocal",
     "row_energies",
     "search_minimum_and_scale",
     "search_scale",
 ]
 
-BLOCK = 32
-TILE = BLOCK * LANES
-
 _LARGEST_HALF = np.float32(65504.0)
-_NEGLIGIBLE = np.float32(
-    1e-12
-)  # far below half of the smallest float16: what is smaller decodes to zero whatever the scale
+_NEGLIGIBLE = np.float32(1e-12)  # far below the smallest float16: what is smaller decodes to zero whatever the scale
 _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _UNIMPORTANT = np.float32(1e-30)
+_ROUNDER = 1.5 * 2**23
+_ROUNDER_BITS = 0x4B400000
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------------------------
 
 
 @inlined
-def load_tile(source: FloatArray, start: int, blocks: int, padded: FloatArray, tile: FloatArray) -> None:
-    """Transpose the ``blocks`` (at most 16) that begin at ``source[start]`` into ``tile``; further lanes become zero.
+def load_tile(rows: FloatArray, block: int, first: int, count: int, padded: FloatArray, tile: FloatArray) -> None:
+    """Transpose ``count`` (at most 16) blocks from number ``first`` on into ``tile``; further lanes become zero.
 
-    ``padded``: room for :data:`TILE` float32.
+    ``padded`` and ``tile``: room for sixteen blocks.
     """
-    if blocks == LANES:
-        for half in range(0, BLOCK, LANES):
-            v.transpose(source, start + half, BLOCK, tile, half * LANES, LANES)
+    start = first * block
+    if count == LANES:
+        for place in range(0, block, LANES):
+            v.transpose(rows, start + place, block, tile, place * LANES, LANES)
         return
-    for place in range(TILE):
-        padded[place] = source[start + place] if place < blocks * BLOCK else np.float32(0.0)
-    for half in range(0, BLOCK, LANES):
-        v.transpose(padded, half, BLOCK, tile, half * LANES, LANES)
+    for place in range(block * LANES):
+        padded[place] = rows[start + place] if place < count * block else np.float32(0.0)
+    for place in range(0, block, LANES):
+        v.transpose(padded, place, block, tile, place * LANES, LANES)
 
 
 @inlined
@@ -78,32 +75,38 @@ def row_energies(rows: FloatArray, columns: int) -> FloatArray:
 
 @inlined
 def load_weights(
-    importance: FloatArray, columns: int, energies: FloatArray, first: int, tile: FloatArray, weights: FloatArray
+    importance: FloatArray,
+    columns: int,
+    energies: FloatArray,
+    block: int,
+    first: int,
+    tile: FloatArray,
+    weights: FloatArray,
 ) -> None:
     """Fill ``weights`` with the weights of the squared errors of ``tile``, scaled to a maximum of 1 per block.
 
-    ``importance``: the importance vector of ``columns`` weights, repeated for :data:`TILE` beyond its end; ``first``: number of the tile's
-    first block. With ``energies`` (per row) the weight is ``importance * sqrt(energy + x**2)``; where
-    ``energies`` is empty, the importance alone. A block without any importance is weighted evenly.
+    ``importance``: the importance vector of ``columns`` weights, repeated for sixteen blocks beyond its end; ``first``: number of the tile's
+    first block. With ``energies`` (per row) the weight is ``importance * sqrt(energy + x**2)``; where ``energies`` is empty, the
+    importance alone. A block without any importance is weighted evenly.
     """
-    column = first * BLOCK % columns
-    for half in range(0, BLOCK, LANES):
-        v.transpose(importance, column + half, BLOCK, weights, half * LANES, LANES)
+    column = first * block % columns
+    for place in range(0, block, LANES):
+        v.transpose(importance, column + place, block, weights, place * LANES, LANES)
     if energies.size:
         lanes = scratch(LANES)
         for lane in range(LANES):
-            lanes[lane] = energies[min((first + lane) * BLOCK // columns, energies.size - 1)]
+            lanes[lane] = energies[min((first + lane) * block // columns, energies.size - 1)]
         energy = v.load(lanes, 0)
-        for place in range(0, TILE, LANES):
+        for place in range(0, block * LANES, LANES):
             x = v.load(tile, place)
             v.store(weights, place, v.load(weights, place) * v.sqrt(x * x + energy))
     largest = v.splat(0.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         largest = v.maximum(largest, v.load(weights, place))
     important = largest > _UNIMPORTANT
     scale = 1.0 / v.select(important, largest, 1.0)
     offset = v.select(important, v.splat(0.0), 1.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         v.store(weights, place, v.load(weights, place) * scale + offset)
 
 
@@ -115,6 +118,7 @@ def _try_scale(
     tile: FloatArray,
     weights: FloatArray,
     weighted: bool,
+    block: int,
     codes: tuple[float, float],
     step: Floats,
     per_step: Floats,
@@ -127,7 +131,7 @@ def _try_scale(
     """
     lowest, highest = codes
     sum_rr, sum_rl, sum_ll = v.splat(0.0), v.splat(0.0), v.splat(0.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         y = v.load(tile, place) * per_step
         code = v.minimum(v.maximum(v.round_even(y), lowest), highest)
         residual = y - code
@@ -154,6 +158,7 @@ def search_scale(
     tile: FloatArray,
     weights: FloatArray,
     weighted: bool,
+    block: int,
     codes: tuple[float, float],
     starts: FloatArray,
     refinements: int,
@@ -164,7 +169,7 @@ def search_scale(
     anew for the best scale.
     """
     low, high = v.splat(0.0), v.splat(0.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         x = v.load(tile, place)
         low, high = v.minimum(low, x), v.maximum(high, x)
     extreme = v.select(-low > high, low, high)
@@ -177,7 +182,9 @@ def search_scale(
         else:
             step = best_scale
             per_step = reciprocal(step)
-        best_scale, best_error = _try_scale(tile, weights, weighted, codes, step, per_step, best_scale, best_error)
+        best_scale, best_error = _try_scale(
+            tile, weights, weighted, block, codes, step, per_step, best_scale, best_error
+        )
     return best_scale
 
 
@@ -189,6 +196,7 @@ def _try_minimum_and_scale(
     tile: FloatArray,
     weights: FloatArray,
     weighted: bool,
+    block: int,
     clipped: bool,
     top: float,
     sum_w: Floats,
@@ -204,7 +212,7 @@ def _try_minimum_and_scale(
     they are clipped.
     """
     sum_r, sum_l, sum_rr, sum_rl, sum_ll = v.splat(0.0), v.splat(0.0), v.splat(0.0), v.splat(0.0), v.splat(0.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         y = v.load(tile, place) * per_step + offset
         code = v.round_even(y)
         if clipped:
@@ -241,7 +249,7 @@ def _try_minimum_and_scale(
 
 @inlined
 def search_minimum_and_scale(
-    tile: FloatArray, weights: FloatArray, weighted: bool, top: float, starts: FloatArray, refinements: int
+    tile: FloatArray, weights: FloatArray, weighted: bool, block: int, top: float, starts: FloatArray, refinements: int
 ) -> tuple[Floats, Floats]:
     """Return, per lane, the float16 minimum and scale (as float32) of ``minimum + scale * code``, codes from 0 to ``top``.
 
@@ -252,7 +260,7 @@ def search_minimum_and_scale(
     low = v.load(tile, 0)
     high = low
     sum_w = v.splat(0.0)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         x = v.load(tile, place)
         low, high = v.minimum(low, x), v.maximum(high, x)
         if weighted:
@@ -261,7 +269,7 @@ def search_minimum_and_scale(
             sum_w += 1.0
     # from a float16 just below the smallest weight, a block of equal weights is held to twice the digits of a float16
     base = _half_below(low)
-    for place in range(0, TILE, LANES):
+    for place in range(0, block * LANES, LANES):
         v.store(tile, place, v.maximum(v.load(tile, place) - base, 0.0))
     extent = high - base
     usable = extent > _NEGLIGIBLE
@@ -277,7 +285,9 @@ def search_minimum_and_scale(
             per_step = reciprocal(step)
             offset = (base - best[0]) * per_step
         clipped = weighted or trial >= count
-        best = _try_minimum_and_scale(tile, weights, weighted, clipped, top, sum_w, base, step, per_step, offset, best)
+        best = _try_minimum_and_scale(
+            tile, weights, weighted, block, clipped, top, sum_w, base, step, per_step, offset, best
+        )
     return best[0], best[1]
 
 
@@ -285,6 +295,19 @@ def search_minimum_and_scale(
 def reciprocal(scale: Floats) -> Floats:
     """Return ``1 / scale``, and 0 where the scale is 0: the code of every weight is 0 then."""
     return v.select(scale != 0.0, 1.0 / scale, 0.0)
+
+
+@inlined
+def nearest_codes(
+    rows: FloatArray, start: int, least: float, per_scale: float, zero: float, lowest: int, highest: int
+) -> Ints:
+    """Return the codes of sixteen weights, those whose decoded weights are nearest, plus ``zero``, as the low byte of each lane.
+
+    ``lowest`` and ``highest`` bound the codes after ``zero`` was added; ``per_scale`` is from :func:`reciprocal`.
+    """
+    # above 2**23 float32 are the integers, so that one addition rounds, and their bit patterns count up with them
+    rounded = (v.load(rows, start) - least) * per_scale + (_ROUNDER + zero)
+    return v.minimum(v.maximum(v.bits(rounded), _ROUNDER_BITS + lowest), _ROUNDER_BITS + highest)
 
 
 # --- float16 --------------------------------------------------------------------------------------------------------------------

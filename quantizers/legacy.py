@@ -36,10 +36,9 @@ import numpy as np
 from . import simd as v
 from .base import Codec
 from .block_search import (
-    BLOCK,
-    TILE,
     load_tile,
     load_weights,
+    nearest_codes,
     reciprocal,
     row_energies,
     search_minimum_and_scale,
@@ -53,9 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["codec"]
 
+_BLOCK = 32
+_TILE = _BLOCK * LANES
 _GGML, _PLAIN = 0, 1  # values of ``objective``, see EncodeKernel
-_ROUNDER = 1.5 * 2**23
-_ROUNDER_BITS = 0x4B400000
 
 
 # --- decode ---------------------------------------------------------------------------------------------------------------------
@@ -79,8 +78,8 @@ def _decode_q4_0(data: ByteArray, out: FloatArray) -> None:
         place = block * 18
         scale = v.half_to_float(v.load_short(data, place))
         lower, upper = _unpack(data, place + 2, 0)
-        v.store(out, block * BLOCK, v.to_float(lower - 8) * scale)
-        v.store(out, block * BLOCK + LANES, v.to_float(upper - 8) * scale)
+        v.store(out, block * _BLOCK, v.to_float(lower - 8) * scale)
+        v.store(out, block * _BLOCK + LANES, v.to_float(upper - 8) * scale)
 
 
 @kernel
@@ -89,8 +88,8 @@ def _decode_q5_0(data: ByteArray, out: FloatArray) -> None:
         place = block * 22
         scale = v.half_to_float(v.load_short(data, place))
         lower, upper = _unpack(data, place + 6, place + 2)
-        v.store(out, block * BLOCK, v.to_float(lower - 16) * scale)
-        v.store(out, block * BLOCK + LANES, v.to_float(upper - 16) * scale)
+        v.store(out, block * _BLOCK, v.to_float(lower - 16) * scale)
+        v.store(out, block * _BLOCK + LANES, v.to_float(upper - 16) * scale)
 
 
 @kernel
@@ -100,8 +99,8 @@ def _decode_q4_1(data: ByteArray, out: FloatArray) -> None:
         scale, least = v.half_to_float(v.load_short(data, place)), v.half_to_float(v.load_short(data, place + 2))
         lower, upper = _unpack(data, place + 4, 0)
         # the product has at most 16 significant bits: it is exact, fused into the sum or not
-        v.store(out, block * BLOCK, v.to_float(lower) * scale + least)
-        v.store(out, block * BLOCK + LANES, v.to_float(upper) * scale + least)
+        v.store(out, block * _BLOCK, v.to_float(lower) * scale + least)
+        v.store(out, block * _BLOCK + LANES, v.to_float(upper) * scale + least)
 
 
 @kernel
@@ -110,8 +109,8 @@ def _decode_q5_1(data: ByteArray, out: FloatArray) -> None:
         place = block * 24
         scale, least = v.half_to_float(v.load_short(data, place)), v.half_to_float(v.load_short(data, place + 2))
         lower, upper = _unpack(data, place + 8, place + 4)
-        v.store(out, block * BLOCK, v.to_float(lower) * scale + least)
-        v.store(out, block * BLOCK + LANES, v.to_float(upper) * scale + least)
+        v.store(out, block * _BLOCK, v.to_float(lower) * scale + least)
+        v.store(out, block * _BLOCK + LANES, v.to_float(upper) * scale + least)
 
 
 @kernel
@@ -119,24 +118,11 @@ def _decode_q8_0(data: ByteArray, out: FloatArray) -> None:
     for block in range(data.size // 34):
         place = block * 34
         scale = v.half_to_float(v.load_short(data, place))
-        v.store(out, block * BLOCK, v.to_float(v.load_signed_bytes(data, place + 2)) * scale)
-        v.store(out, block * BLOCK + LANES, v.to_float(v.load_signed_bytes(data, place + 18)) * scale)
+        v.store(out, block * _BLOCK, v.to_float(v.load_signed_bytes(data, place + 2)) * scale)
+        v.store(out, block * _BLOCK + LANES, v.to_float(v.load_signed_bytes(data, place + 18)) * scale)
 
 
 # --- pack -----------------------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _nearest(
-    rows: FloatArray, start: int, least: float, per_scale: float, zero: float, lowest: int, highest: int
-) -> Ints:
-    """Return the codes nearest to sixteen weights plus ``zero``, as the low byte of each lane.
-
-    ``lowest`` and ``highest`` bound the codes after ``zero`` was added; ``per_scale`` is from :func:`~.block_search.reciprocal`.
-    """
-    # above 2**23 float32 are the integers, so that one addition rounds, and their bit patterns count up with them
-    rounded = (v.load(rows, start) - least) * per_scale + (_ROUNDER + zero)
-    return v.minimum(v.maximum(v.bits(rounded), _ROUNDER_BITS + lowest), _ROUNDER_BITS + highest)
 
 
 @inlined
@@ -163,26 +149,26 @@ def _encode_scaled(
     out: ByteArray,
 ) -> None:
     """Q4_0 (``levels`` 16) and Q5_0 (32)."""
-    tile, weights, padded = scratch(TILE), scratch(TILE), scratch(TILE)
+    tile, weights, padded = scratch(_TILE), scratch(_TILE), scratch(_TILE)
     scales, per_scale = scratch(LANES), scratch(LANES)
     energies = row_energies(rows, columns) if like_ggml else np.empty(0, np.float32)
     size, zero = (18, 8) if levels == 16 else (22, 16)
     codes = (-float(zero), float(zero - 1))
-    blocks = rows.size // BLOCK
+    blocks = rows.size // _BLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_tile(rows, first * BLOCK, count, padded, tile)
+        load_tile(rows, _BLOCK, first, count, padded, tile)
         if importance.size:
-            load_weights(importance, columns, energies, first, tile, weights)
-            scale = search_scale(tile, weights, True, codes, starts, refinements)
+            load_weights(importance, columns, energies, _BLOCK, first, tile, weights)
+            scale = search_scale(tile, weights, True, _BLOCK, codes, starts, refinements)
         else:
-            scale = search_scale(tile, weights, False, codes, starts, refinements)
+            scale = search_scale(tile, weights, False, _BLOCK, codes, starts, refinements)
         v.store(scales, 0, scale)
         v.store(per_scale, 0, reciprocal(scale))
         for lane in range(count):
-            start, place = (first + lane) * BLOCK, (first + lane) * size
-            lower = _nearest(rows, start, 0.0, per_scale[lane], -codes[0], 0, levels - 1)
-            upper = _nearest(rows, start + LANES, 0.0, per_scale[lane], -codes[0], 0, levels - 1)
+            start, place = (first + lane) * _BLOCK, (first + lane) * size
+            lower = nearest_codes(rows, start, 0.0, per_scale[lane], -codes[0], 0, levels - 1)
+            upper = nearest_codes(rows, start + LANES, 0.0, per_scale[lane], -codes[0], 0, levels - 1)
             v.store_short(out, place, v.float_to_half(scales[lane]))
             if levels == 16:
                 _pack(out, place + 2, 0, lower, upper)
@@ -202,27 +188,27 @@ def _encode_shifted(
     out: ByteArray,
 ) -> None:
     """Q4_1 (``levels`` 16) and Q5_1 (32)."""
-    tile, weights, padded = scratch(TILE), scratch(TILE), scratch(TILE)
+    tile, weights, padded = scratch(_TILE), scratch(_TILE), scratch(_TILE)
     scales, per_scale, minima = scratch(LANES), scratch(LANES), scratch(LANES)
     energies = row_energies(rows, columns) if like_ggml else np.empty(0, np.float32)
     size = 20 if levels == 16 else 24
     top = float(levels - 1)
-    blocks = rows.size // BLOCK
+    blocks = rows.size // _BLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_tile(rows, first * BLOCK, count, padded, tile)
+        load_tile(rows, _BLOCK, first, count, padded, tile)
         if importance.size:
-            load_weights(importance, columns, energies, first, tile, weights)
-            least, scale = search_minimum_and_scale(tile, weights, True, top, starts, refinements)
+            load_weights(importance, columns, energies, _BLOCK, first, tile, weights)
+            least, scale = search_minimum_and_scale(tile, weights, True, _BLOCK, top, starts, refinements)
         else:
-            least, scale = search_minimum_and_scale(tile, weights, False, top, starts, refinements)
+            least, scale = search_minimum_and_scale(tile, weights, False, _BLOCK, top, starts, refinements)
         v.store(minima, 0, least)
         v.store(scales, 0, scale)
         v.store(per_scale, 0, reciprocal(scale))
         for lane in range(count):
-            start, place = (first + lane) * BLOCK, (first + lane) * size
-            lower = _nearest(rows, start, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
-            upper = _nearest(rows, start + LANES, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
+            start, place = (first + lane) * _BLOCK, (first + lane) * size
+            lower = nearest_codes(rows, start, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
+            upper = nearest_codes(rows, start + LANES, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
             v.store_short(out, place, v.float_to_half(scales[lane]))
             v.store_short(out, place + 2, v.float_to_half(minima[lane]))
             if levels == 16:
@@ -233,20 +219,20 @@ def _encode_shifted(
 
 @kernel
 def _encode_q8_0(rows: FloatArray, starts: FloatArray, refinements: int, out: ByteArray) -> None:
-    tile, padded, scales, per_scale = scratch(TILE), scratch(TILE), scratch(LANES), scratch(LANES)
+    tile, padded, scales, per_scale = scratch(_TILE), scratch(_TILE), scratch(LANES), scratch(LANES)
     codes = (-127.0, 127.0)
-    blocks = rows.size // BLOCK
+    blocks = rows.size // _BLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_tile(rows, first * BLOCK, count, padded, tile)
-        scale = search_scale(tile, tile, False, codes, starts, refinements)
+        load_tile(rows, _BLOCK, first, count, padded, tile)
+        scale = search_scale(tile, tile, False, _BLOCK, codes, starts, refinements)
         v.store(scales, 0, scale)
         v.store(per_scale, 0, reciprocal(scale))
         for lane in range(count):
-            start, place = (first + lane) * BLOCK, (first + lane) * 34
+            start, place = (first + lane) * _BLOCK, (first + lane) * 34
             v.store_short(out, place, v.float_to_half(scales[lane]))
-            v.store_bytes(out, place + 2, _nearest(rows, start, 0.0, per_scale[lane], 0.0, -127, 127))
-            v.store_bytes(out, place + 18, _nearest(rows, start + LANES, 0.0, per_scale[lane], 0.0, -127, 127))
+            v.store_bytes(out, place + 2, nearest_codes(rows, start, 0.0, per_scale[lane], 0.0, -127, 127))
+            v.store_bytes(out, place + 18, nearest_codes(rows, start + LANES, 0.0, per_scale[lane], 0.0, -127, 127))
 
 
 # --- options --------------------------------------------------------------------------------------------------------------------
@@ -323,7 +309,7 @@ def _encoder(
         largest = importance.max() if importance.size and objective != _PLAIN else 0.0
         weighted = bool(largest > 0.0)
         count, refinements = efforts[weighted][effort]
-        repeated = np.resize(importance / largest, columns + TILE) if weighted else nothing
+        repeated = np.resize(importance / largest, columns + _TILE) if weighted else nothing
         chosen = tables[weighted][:count].reshape(-1)
         run(rows, columns, repeated, weighted and objective == _GGML, chosen, refinements, levels, out)
 
