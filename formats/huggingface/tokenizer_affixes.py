@@ -25,7 +25,7 @@ class Affixes:
     Attributes:
         bos: whether the begin token is put in front.
         eos: whether the end token is put behind.
-        space: whether a space is put in front; None where the vocabulary's kind has no such setting or it is settled already.
+        space: whether a space is put in front; None for byte-level BPE, which has no such setting.
         ids: ``bos`` and ``eos`` as the post-processor has them, where no file names them.
         notes: what the user should know.
     """
@@ -85,13 +85,13 @@ def read_affixes(
         if result[role] and role not in ids and role not in found:
             result[role] = False
             notes.append(f"the tokenizer is to add a {role} token, but has none")
-    space = None
+    space: bool | None = None
     if vocabulary.model != "gpt2":
-        declared, hint = config.get("add_prefix_space"), hints.get("add_space_prefix")
-        if isinstance(declared, bool):
-            space = declared
-        elif isinstance(hint, bool) and "tokenizer.ggml.add_space_prefix" not in vocabulary.metadata:
-            space = hint
+        declared = config.get("add_prefix_space")
+        space = declared if isinstance(declared, bool) else vocabulary.adds_space
+        hint = hints.get("add_space_prefix", space)
+        if hint != space:
+            notes.append(f"add_space_prefix is {space} by the tokenizer's files; for this architecture {hint} is usual")
     return Affixes(result["bos"], result["eos"], space, found, tuple(notes))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import FormatError, MissingFileError
+from .json_files import read_json_object
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -16,7 +17,6 @@ __all__ = [
     "expect",
     "find_tokenizer_files",
     "read_bytes",
-    "read_object",
     "read_text",
 ]
 
@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 1 << 28
 """Largest tokenizer file that is read, in bytes; the largest in use (multilingual tokenizer.json files) have about 35 MB."""
 
 _T = TypeVar("_T")
+
+_PURPOSE = "a part of the tokenizer"
 
 _CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json")
 _VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt")
@@ -61,7 +63,7 @@ def find_tokenizer_files(folder: Path) -> TokenizerFiles:
     additional = folder / _TEMPLATE_FOLDER
     if additional.is_dir():
         paths |= {f"{_TEMPLATE_FOLDER}/{path.name}": path for path in sorted(additional.glob("*.jinja"))}
-    objects = {name: read_object(paths[name]) if name in paths else {} for name in _CONFIGURATIONS}
+    objects = {name: read_json_object(paths[name], _PURPOSE) if name in paths else {} for name in _CONFIGURATIONS}
     return TokenizerFiles(
         folder=folder,
         paths=paths,
@@ -69,7 +71,7 @@ def find_tokenizer_files(folder: Path) -> TokenizerFiles:
         special_tokens_map=objects["special_tokens_map.json"],
         generation_config=objects["generation_config.json"],
         added_tokens=objects["added_tokens.json"],
-        tokenizer=read_object(paths["tokenizer.json"]) if "tokenizer.json" in paths else None,
+        tokenizer=read_json_object(paths["tokenizer.json"], _PURPOSE) if "tokenizer.json" in paths else None,
     )
 
 
@@ -90,6 +92,10 @@ def read_bytes(path: Path) -> bytes:
         raise MissingFileError("there is no such file", path=path) from None
     if len(data) > MAX_FILE_BYTES:
         raise FormatError(f"no tokenizer file may exceed {MAX_FILE_BYTES} bytes", path=path)
+    if data.startswith(b"version https://git-lfs"):
+        raise FormatError(
+            "this is a Git LFS pointer, not the file", path=path, remedy="Run 'git lfs pull' in the folder."
+        )
     return data
 
 
@@ -99,22 +105,3 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError("this is no UTF-8 text", path=path, offset=error.start) from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; raises as :func:`read_text`, FormatError for anything but an object."""
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise FormatError(
-            f"this is no JSON: {error.msg} in line {error.lineno}, column {error.colno}",
-            path=path,
-            remedy="Download it again.",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError("this JSON nests too deeply or holds a number of absurd length", path=path) from None
-    if not isinstance(value, dict):
-        raise FormatError("a JSON object is expected here", path=path)
-    return value

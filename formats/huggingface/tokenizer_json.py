@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 from ...errors import TokenizerError
 from ..metadata import string, strings
 from ..pretokenizers import PreTokenizer
-from .tokenizer_files import TokenizerFiles, expect, read_object, read_text
+from .json_files import read_json_object
+from .tokenizer_files import TokenizerFiles, expect, read_text
 from .tokenizer_metaspace import metaspace_bpe, unigram
 from .tokenizer_structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer, read_structure
 from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
@@ -56,7 +57,7 @@ def read_vocab_and_merges(folder_files: TokenizerFiles, *, pre_tokenizer: str | 
     The pre-tokenizer follows from ``tokenizer_class``: these files do not describe it. Raises as :func:`read_tokenizer_json`.
     """
     path = folder_files.paths["vocab.json"]
-    ids = token_ids(read_object(path), "the vocabulary", path)
+    ids = token_ids(read_json_object(path, "the vocabulary"), "the vocabulary", path)
     lines = read_text(folder_files.paths["merges.txt"]).split("\n")
     lines = [line.rstrip("\r") for line in (lines[1:] if lines[0].startswith("#version") else lines)]
     merges = read_merges([line for line in lines if line], ids, folder_files.paths["merges.txt"])

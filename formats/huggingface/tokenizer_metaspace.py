@@ -44,7 +44,7 @@ def metaspace_bpe(
     ``added`` are the texts of added tokens, which no merge has to make. ``accept`` writes it even if llama.cpp would join tokens that the source keeps apart. Raises TokenizerError for that, and
     for a structure that is neither this nor byte-level.
     """
-    metadata, notes = _spaces(structure, ids, path)
+    adds_space, notes = _spaces(structure, ids, path)
     unmerged = _missing_divisions(ids, merges, added)
     if unmerged:
         example = " + ".join(map(repr, unmerged[0]))
@@ -80,7 +80,8 @@ def metaspace_bpe(
         tokens=tuple(tokens),
         types=tuple(types),
         scores=tuple(scores),
-        metadata=metadata,
+        metadata={"tokenizer.ggml.pre": string("default")},
+        adds_space=adds_space,
         special=special,
         notes=tuple(notes),
     )
@@ -128,7 +129,6 @@ def unigram(model: Mapping[str, Any], structure: Structure, path: Path) -> Vocab
     cuts = [str(stage) for stage in structure.stages if stage.kind != "other"]
     if cuts:
         notes.append(f"llama.cpp does not cut text before tokens are sought ({'; '.join(cuts)})")
-    metadata["tokenizer.ggml.add_space_prefix"] = boolean(adds_space)
     metadata["tokenizer.ggml.remove_extra_whitespaces"] = boolean(drops_spaces)
     return Vocabulary(
         model="t5",
@@ -137,12 +137,13 @@ def unigram(model: Mapping[str, Any], structure: Structure, path: Path) -> Vocab
         types=tuple(types),
         scores=tuple(scores),
         metadata=metadata,
+        adds_space=adds_space,
         special=special,
         notes=tuple(notes),
     )
 
 
-def _spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[dict[str, Field], list[str]]:
+def _spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[bool, list[str]]:
     marks_spaces = adds_space = False
     notes: list[str] = []
     unknown: list[str] = []
@@ -178,10 +179,7 @@ def _spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[d
             path=path,
             remedy="Convert from the tokenizer.model of the same model, if there is one.",
         )
-    return {
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.add_space_prefix": boolean(adds_space),
-    }, notes
+    return adds_space, notes
 
 
 def _other_steps(structure: Structure) -> list[Mapping[str, Any]]:

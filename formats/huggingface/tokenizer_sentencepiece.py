@@ -33,10 +33,7 @@ def sentencepiece_vocabulary(model: SentencePieceModel, path: Path) -> Vocabular
     if model.treat_whitespace_as_suffix:
         raise TokenizerError("the model keeps spaces as suffixes of words, which no GGUF runtime does", path=path)
     types = tuple(piece.type for piece in model.pieces)
-    metadata: dict[str, Field] = {
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.add_space_prefix": boolean(model.add_dummy_prefix),
-    }
+    metadata: dict[str, Field] = {"tokenizer.ggml.pre": string("default")}
     notes = []
     if kind == "t5":
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = boolean(model.remove_extra_whitespaces)
@@ -63,6 +60,7 @@ def sentencepiece_vocabulary(model: SentencePieceModel, path: Path) -> Vocabular
         types=types,
         scores=tuple(piece.score for piece in model.pieces),
         metadata=metadata,
+        adds_space=model.add_dummy_prefix,
         special={
             role: token
             for role, token in (

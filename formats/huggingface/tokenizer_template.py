@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ...errors import FormatError
 from ..metadata import Field, string, strings
-from .tokenizer_files import TokenizerFiles, expect, read_object, read_text
+from .json_files import read_json_object
+from .tokenizer_files import TokenizerFiles, expect, read_text
 
 __all__ = ["ChatTemplates", "read_chat_templates"]
 
@@ -59,7 +60,7 @@ def read_chat_templates(folder_files: TokenizerFiles) -> ChatTemplates:
             found[path.name] = {_DEFAULT: expect(value, str, "chat_template", path)}
     if "chat_template.json" in paths:
         path = paths["chat_template.json"]
-        value = read_object(path).get("chat_template")
+        value = read_json_object(path, "a chat template").get("chat_template")
         if value is not None:
             found[path.name] = {_DEFAULT: expect(value, str, "chat_template", path)}
     texts: dict[str, str] = {}

@@ -61,6 +61,7 @@ class Vocabulary:
         types: a :class:`TokenType` per token.
         scores: a score per token, None for byte-level BPE.
         metadata: further ``tokenizer.ggml.*`` keys.
+        adds_space: whether text gets a space in front; False for byte-level BPE.
         special: ids that the vocabulary file itself declares, by role (``bos``, ``eos``, ``unk``, ``pad``).
         notes: what the user should know.
     """
@@ -71,6 +72,7 @@ class Vocabulary:
     types: tuple[TokenType, ...]
     scores: tuple[float, ...] | None
     metadata: Mapping[str, Field]
+    adds_space: bool = False
     special: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 

@@ -30,7 +30,7 @@ _DEVIATES = {
     "gpt-4o": re.compile(f"{_CAPITALS}|{_MARKS}"),
     "granite-embed-multi-97m": re.compile(_CAPITALS),
     "tekken": re.compile(f"{_CAPITALS}|{_MARKS}"),
-    "tiny_aya": re.compile(r"\d[^\W\d]"),
+    "tiny_aya": re.compile(r"\d"),
 }
 
 
