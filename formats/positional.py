@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import final
 
 from ..errors import FormatError, MissingFileError, TruncatedError
 
 __all__ = ["PositionalFile"]
+
+_SEEK_LOCK = threading.Lock()
 
 
 @final
@@ -29,11 +32,14 @@ class PositionalFile:
         self.path = path
         try:
             mode = path.stat().st_mode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError("there is no such file", path=path) from None
         if not stat.S_ISREG(mode):
             raise FormatError("this is no regular file", path=path)
-        self._file = path.open("rb", buffering=0)
+        try:
+            self._file = path.open("rb", buffering=0)
+        except PermissionError:
+            raise FormatError("you may not read this file", path=path, remedy="Change its permissions.") from None
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read_into(self, out: bytearray | memoryview, offset: int, tensor: str | None = None) -> None:
@@ -44,7 +50,7 @@ class PositionalFile:
         view = memoryview(out).cast("B")
         done = 0
         while done < len(view):
-            count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            count = self._read_once(view[done:], offset + done)
             if count == 0:
                 raise TruncatedError(
                     f"{len(view)} bytes were to be read from byte {offset}, but the file ends {len(view) - done} too early",
@@ -54,6 +60,14 @@ class PositionalFile:
                     remedy="Download or copy it again.",
                 )
             done += count
+
+    def _read_once(self, view: memoryview, offset: int) -> int:
+        """Read what the system gives at once; return the number of bytes, 0 at the end of the file."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with _SEEK_LOCK:  # Windows: a seek and a read that no other thread may come between
+            self._file.seek(offset)
+            return self._file.readinto(view) or 0
 
     def read(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes from byte ``offset`` on; raises as :meth:`read_into`."""

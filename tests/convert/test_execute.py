@@ -256,3 +256,9 @@ def test_fallbacks_are_counted(tmp_path: Path) -> None:
     assert plan.fallback_share > 0.99
     with pytest.raises(EncodingError, match="288 columns"):
         plan_of(model, tmp_path / "out.gguf", Settings(type_name="q4_k_m", no_fallback=True))
+
+
+def test_without_positional_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = convert(tmp_path, "expected.gguf")[0].read_bytes()
+    monkeypatch.delattr(os, "pwrite")
+    assert convert(tmp_path, "found.gguf")[0].read_bytes() == expected
