@@ -1,6 +1,8 @@
 # Everything runs in .venv, which each target makes and fills by itself: only Python 3.11+ and make are needed.
 
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+# the first that runs and is new enough: a name on the path may be a shim that starts nothing
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -45,7 +47,7 @@ clean: ## remove what the targets made
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qconv needs Python 3.11 or newer; set PYTHON= to one" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "qconv needs Python 3.11 or newer; set PYTHON= to one" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	@touch $@
