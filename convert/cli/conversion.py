@@ -18,6 +18,7 @@ from ..output import check_output
 from ..plan import Plan, make_plan
 from ..prune import prune_importance, prune_layers
 from ..settings import Settings
+from ..warmup import compile_codec
 from . import report
 
 __all__ = ["convert", "plan_as_json"]
@@ -54,6 +55,7 @@ def convert(
         return
     total = sum(step.target.nbytes for step in plan.steps)
     try:
+        _prepare(plan, as_json)
         with report.progress_bar(plan.layout.parts[0].path.name, total) as progress:
             result = run_plan(plan, settings.force, progress)
     except KeyboardInterrupt:
@@ -65,6 +67,20 @@ def convert(
         report.print_json(plan_as_json(plan) | _result_as_json(result))
     else:
         _show_result(plan, result)
+
+
+def _prepare(plan: Plan, quiet: bool) -> None:
+    """Compile the kernels that the plan needs, or load them from the user's cache, so that progress shows work on the model only."""
+    used = {
+        encoding.name: encoding
+        for step in plan.steps
+        for encoding in (step.source.encoding, step.target.encoding)
+        if encoding.is_quantized and step.source.encoding.name != step.target.encoding.name
+    }
+    with report.counter_bar("preparing", len(used), quiet) as start:
+        for name, encoding in used.items():
+            start(name)
+            compile_codec(encoding)
 
 
 def _shapes(shape: tuple[int, ...]) -> str:

@@ -99,10 +99,10 @@ def _show(summary: Summary) -> None:
         for share in summary.types
     ]
     if shares:
-        report.print_table("", ("type", "tensors", "weights", "size"), shares, right=("tensors", "weights", "size"))
+        report.print_table(" ", ("type", "tensors", "weights", "size"), shares, right=("tensors", "weights", "size"))
     keys = [(key, _shortened(str(value))) for key, value in summary.hyper_parameters.items()]
     if keys:
-        report.print_table("", ("hyper-parameter", "value"), keys)
+        report.print_table(" ", ("hyper-parameter", "value"), keys)
     for text in summary.notes:
         report.note(text)
 
