@@ -19,13 +19,14 @@ from typing import Any
 from ...errors import TokenizerError
 from ..metadata import Field, boolean, string
 from .tokenizer_files import expect
-from .tokenizer_sentencepiece import NO_BYTES_NOTE, charsmap_field
+from .tokenizer_sentencepiece import NO_BYTES_NOTE, NO_FALLBACK_NOTE, charsmap_field
 from .tokenizer_structure import Structure
 from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
 
 __all__ = ["metaspace_bpe", "unigram"]
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_DIGITS = re.compile(r"\d\d")
 _UNMERGED_SCORE = -1e6
 
 
@@ -126,6 +127,8 @@ def unigram(model: Mapping[str, Any], structure: Structure, path: Path) -> Vocab
                 adds_space = True
             case _:
                 notes.append(f"llama.cpp does not do what {step.get('type')} does to text before tokens are sought")
+    if TokenType.BYTE in types:
+        notes.append(NO_FALLBACK_NOTE)
     cuts = [str(stage) for stage in structure.stages if stage.kind != "other"]
     if cuts:
         notes.append(f"llama.cpp does not cut text before tokens are sought ({'; '.join(cuts)})")
@@ -160,7 +163,7 @@ def _spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[b
             case _:
                 unknown.append(str(dict(step)))
     for stage in structure.stages:
-        if stage.kind == "digits" and not any(re.search(r"\d\d", text) for text in ids):
+        if stage.kind == "digits" and not any(_DIGITS.search(text) and not _BYTE.fullmatch(text) for text in ids):
             continue  # no token has two digits, so to cut between digits changes nothing
         if stage.kind != "other":
             unknown.append(str(stage))

@@ -11,11 +11,12 @@ from ..metadata import Field, ValueType, boolean, numbers, string
 from .tokenizer_protobuf import ModelType, SentencePieceModel
 from .tokenizer_vocabulary import TokenType, Vocabulary
 
-__all__ = ["NO_BYTES_NOTE", "charsmap_field", "sentencepiece_vocabulary"]
+__all__ = ["NO_BYTES_NOTE", "NO_FALLBACK_NOTE", "charsmap_field", "sentencepiece_vocabulary"]
 
 _MODELS = {ModelType.BPE: "llama", ModelType.UNIGRAM: "t5"}
 
 NO_BYTES_NOTE = "the vocabulary has no byte tokens: llama.cpp fails on text with characters outside the vocabulary"
+NO_FALLBACK_NOTE = "llama.cpp's unigram tokenizer does not spell unknown characters in bytes"
 
 
 def sentencepiece_vocabulary(model: SentencePieceModel, path: Path) -> Vocabulary:
@@ -39,6 +40,8 @@ def sentencepiece_vocabulary(model: SentencePieceModel, path: Path) -> Vocabular
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = boolean(model.remove_extra_whitespaces)
         if model.charsmap:
             metadata["tokenizer.ggml.precompiled_charsmap"] = charsmap_field(model.charsmap)
+        if TokenType.BYTE in types:
+            notes.append(NO_FALLBACK_NOTE)
     else:
         if model.charsmap:
             rule = model.normalizer or "a compiled one"

@@ -42,7 +42,7 @@ TEXTS = (
 )
 """Texts that exercise every stage of every pre-tokenizer."""
 
-_CORPUS = (
+CORPUS = (
     "the quick brown fox jumps over the lazy dog, and then it's told: don't jump again, will you?",
     "we'll see 12 or 123 or 1234 of them (or so) in 2024 and 1999; the foxes said 100%!",
     "HTTPServer camelCase parseJSON snake_case == != <= >= // /* comment */ return x;\n    if y:\n\treturn z",
@@ -127,7 +127,7 @@ def train_byte_level(name: str, size: int = 700) -> dict[str, Any]:
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    tokenizer.train_from_iterator([*_CORPUS, *TEXTS], trainer)
+    tokenizer.train_from_iterator([*CORPUS, *TEXTS], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return tokenizer_json(
         model["vocab"],
@@ -143,18 +143,21 @@ def train_byte_level(name: str, size: int = 700) -> dict[str, Any]:
 def train_sentencepiece(kind: str, **options: Any) -> bytes:
     """A ``tokenizer.model`` of ``kind`` (``bpe``, ``unigram``) trained on a small text."""
     model = io.BytesIO()
+    settings: dict[str, Any] = {
+        "vocab_size": 450 if kind == "unigram" else 500,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "character_coverage": 0.98,
+        "hard_vocab_limit": False,
+        "use_all_vocab": kind == "char",
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*_CORPUS, *(text for text in TEXTS if text.strip())] * 3),
+        sentence_iterator=iter([*CORPUS * 20, *(text for text in TEXTS if text.strip())]),
         model_writer=model,
         model_type=kind,
-        vocab_size=500 if kind == "bpe" else 450,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=0.9,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
+        **settings | {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
     )
     return model.getvalue()
 
@@ -200,6 +203,7 @@ def fixture_texts(shared: Path, name: str) -> tuple[list[str], list[list[int]]]:
 
 
 __all__ = [
+    "CORPUS",
     "TEXTS",
     "context",
     "fixture_texts",
