@@ -19,8 +19,8 @@ Objective: the sum of ``w * (x - q)**2`` over a super-block, with ``w``
 * ``plain``: 1;
 * ``importance``: the importance, or 1 where there is none.
 
-llama.cpp's own weights are ``x**2`` and ``importance * sqrt(2 * mean + x**2)``. The larger constant parts make the error lower than its
-in these weights, and in plain or importance-weighted root mean squares too.
+llama.cpp's own weights are ``x**2`` and ``importance * sqrt(2 * mean + x**2)``. The larger constant parts make plain and
+importance-weighted errors lower than its, and leave those in its weights lower too.
 
 Search: :mod:`.symmetric_search`, with 4 codes and 32 scales below zero.
 """
@@ -44,7 +44,7 @@ BLOCK_BYTES = 110
 LOW_BITS, SCALES, D = 32, 96, 108
 HALF, QUARTER = 128, 32  # weights
 BOTTOM, LOWEST_SCALE = 4, 32
-FLOOR, SPREAD = 0.4, 8.0  # shares of the mean square in the objective, see above
+FLOOR = 0.4  # share of the mean square in the objective
 
 # by effort: candidates of the real scale (their first and step are relative to BOTTOM), refinements, reach of integer scales
 FIRST, STEP, TRIES = (-0.6, -1.0, -2.0), (0.6, 0.4, 0.15), (4, 7, 30)
@@ -69,8 +69,9 @@ def _pack_scales(work: FloatArray, out: ByteArray, start: int) -> None:
 @inlined
 def _unpack_scale(data: ByteArray, start: int, j: int) -> int:
     """Return scale ``j``, from -32 to 31."""
-    low = data[start + j % 8] >> (4 if j >= 8 else 0) & 15
-    return (low | (data[start + 8 + j % 4] >> (2 * (j // 4)) & 3) << 4) - LOWEST_SCALE
+    low = int(data[start + j % 8]) >> (4 if j >= 8 else 0) & 15
+    upper = int(data[start + 8 + j % 4]) >> (2 * (j // 4)) & 3
+    return (low | upper << 4) - LOWEST_SCALE
 
 
 @inlined
@@ -109,7 +110,7 @@ def _encode(
         load_group(rows, columns, importance, block, count - 1, LENGTH, work)
         if objective == GGML:
             if importance.size > 0:
-                weigh_by_deviation(work, LENGTH, SPREAD)
+                weigh_by_deviation(work, LENGTH)
             else:
                 weigh_by_square(work, LENGTH, FLOOR)
         balance(work, LENGTH)

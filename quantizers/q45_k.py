@@ -15,7 +15,7 @@ last 128       low 4 bits of the codes: 32 bytes for each two sub-blocks, the ev
 
 Objective: the sum of ``w * (x - q)**2`` over a super-block, with ``w``
 
-* ``ggml``: ``rms(sub-block) + abs(x)``; with importance, ``importance * sqrt(2 * mean(x**2 of the super-block) + x**2)``;
+* ``ggml``: ``rms(sub-block) + abs(x)``; with importance, ``importance * sqrt(8 * mean(x**2 of the super-block) + x**2)``;
 * ``plain``: 1;
 * ``importance``: the importance, or 1 where there is none.
 
@@ -119,7 +119,7 @@ def _encode(
         load_group(rows, columns, importance, first, count - 1, LENGTH, work)
         if objective == GGML:
             if importance.size > 0:
-                weigh_by_deviation(work, LENGTH, 2.0)
+                weigh_by_deviation(work, LENGTH)
             else:
                 weigh_by_magnitude(work, LENGTH, True)
         balance(work, LENGTH)

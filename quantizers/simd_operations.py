@@ -99,25 +99,25 @@ _HIGH = [lane for pair in range(LANES // 2, LANES) for lane in (pair, LANES + pa
 
 def _emit_transpose(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     source, start, source_stride, target, offset, target_stride = args
-
-    def place(first: Any, stride: Any, row: int) -> Any:
-        return builder.add(first, builder.mul(stride, ir.Constant(stride.type, row)))
-
+    vector = LLVM["float"].as_pointer()
+    base = context.make_array(signature.args[0])(context, builder, source).data
     rows = []
-    for row in range(LANES):
-        index = place(start, source_stride, row)
-        loaded = builder.load(lowering.array_pointer(context, builder, signature.args[0], source, index, LLVM["float"]))
+    index = start
+    for _ in range(LANES):
+        loaded = builder.load(builder.bitcast(builder.gep(base, [index]), vector))
         loaded.align = 4
         rows.append(loaded)
+        index = builder.add(index, source_stride)
     low, high = lowering.lanes_constant(_LOW), lowering.lanes_constant(_HIGH)
     for _ in range(4):  # four perfect shuffles of rows i and i + 8 carry a row's number into the lane's
         rows = [
             builder.shuffle_vector(rows[row // 2], rows[row // 2 + 8], high if row % 2 else low) for row in range(LANES)
         ]
-    for row in range(LANES):
-        index = place(offset, target_stride, row)
-        pointer = lowering.array_pointer(context, builder, signature.args[3], target, index, LLVM["float"])
-        builder.store(rows[row], pointer).align = 4
+    base = context.make_array(signature.args[3])(context, builder, target).data
+    index = offset
+    for row in rows:
+        builder.store(row, builder.bitcast(builder.gep(base, [index]), vector)).align = 4
+        index = builder.add(index, target_stride)
     return context.get_dummy_value()
 
 
@@ -271,6 +271,8 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "maximum": _picking(smaller=False),
     "interleave_low": _shuffling(_LOW),
     "interleave_high": _shuffling(_HIGH),
+    "join_low": _shuffling([*range(LANES // 2), *range(LANES, LANES + LANES // 2)]),
+    "join_high": _shuffling([*range(LANES // 2, LANES), *range(LANES + LANES // 2, 2 * LANES)]),
     "extract": (_extract_typer, _simple(lambda b, vector, lane: b.extract_element(vector, lane))),
     "floor": (_typed(FLOATS, FLOATS), _llvm("floor")),
     "round_even": (_typed(FLOATS, FLOATS), _llvm("rint")),

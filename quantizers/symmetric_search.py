@@ -88,8 +88,10 @@ def _real_scales(scratch: FloatArray, bottom: int, first: float, step: float, tr
 @inlined
 def _to_half(value: Real) -> Real:
     """Return the nearest finite float16 number, of magnitude 2**-24 at least unless ``value`` is 0."""
-    if value != 0 and abs(value) < _SMALLEST_HALF:
-        return np.float32(_SMALLEST_HALF) if value > 0 else np.float32(-_SMALLEST_HALF)
+    if 0 < value < _SMALLEST_HALF:
+        return np.float32(_SMALLEST_HALF)
+    if -_SMALLEST_HALF < value < 0:
+        return np.float32(-_SMALLEST_HALF)
     return v.half_to_float(v.saturating_half(value))
 
 
@@ -102,7 +104,7 @@ def _common_step(real: Floats, curvature: Floats, largest: int, tries: int) -> R
     counting = v.select(curvature > v.lane_max(curvature) * _NEGLIGIBLE, real, 0.0)
     highest, lowest = v.lane_max(counting), v.lane_min(counting)
     extreme = highest if highest > -lowest else lowest
-    best = np.float32(_HUGE)
+    best: Real = np.float32(_HUGE)
     chosen = _to_half(extreme * np.float32(-1 / largest))
     for k in range(tries):
         d = _to_half(extreme / np.float32(k - largest))
