@@ -135,8 +135,9 @@ def _turns(
             ids.setdefault("eot", end)
         if end not in ids.values():
             rest.append(end)
+    ends_turns = eos is not None and _text(vocabulary, eos) in _table()["turn_ends"]
     for end in rest:
-        if "eot" not in ids and (template is None or _text(vocabulary, end) in template):
+        if "eot" not in ids and not ends_turns and template and _text(vocabulary, end) in template:
             ids["eot"] = end
         else:
             notes.append(f"{_show(vocabulary, end)} ends generation as well, which GGUF has no key for")
