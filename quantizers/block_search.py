@@ -11,23 +11,25 @@ Where the first trials begin is the caller's data: few starts, spread widely, fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from . import simd as v
-from .kernel import inlined, scratch
+from .kernel import EncodeKernel, inlined, scratch
 from .simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import FloatArray, Floats, Ints
+    from .simd import ByteArray, FloatArray, Floats, Ints
 
 __all__ = [
+    "Efforts",
     "load_tile",
     "load_weights",
     "nearest_codes",
     "reciprocal",
     "row_energies",
+    "search_encoder",
     "search_minimum_and_scale",
     "search_scale",
 ]
@@ -38,6 +40,30 @@ _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _UNIMPORTANT = np.float32(1e-30)
 _ROUNDER = 1.5 * 2**23
 _ROUNDER_BITS = 0x4B400000
+
+
+# --- options --------------------------------------------------------------------------------------------------------------------
+
+Efforts = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""How many of the starts, and how many refinements, ``fast``, ``default`` and ``best`` take."""
+
+
+class _SearchKernel(Protocol):
+    """A compiled encoder whose search takes no importance."""
+
+    def __call__(self, rows: FloatArray, starts: FloatArray, refinements: int, out: ByteArray) -> None: ...
+
+
+def search_encoder(run: _SearchKernel, starts: FloatArray, efforts: Efforts) -> EncodeKernel:
+    """Return the encoder that turns an effort into the arguments of ``run``; a start is a row of ``starts``."""
+
+    def encode(
+        rows: FloatArray, columns: int, importance: FloatArray, effort: int, objective: int, out: ByteArray
+    ) -> None:
+        count, refinements = efforts[effort]
+        run(rows, starts[:count].reshape(-1), refinements, out)
+
+    return encode
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------------------------

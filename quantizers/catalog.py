@@ -47,12 +47,12 @@ _ROWS: tuple[tuple[str, int, int, int, str, ImportanceUse, str | None], ...] = (
     ("IQ3_S", 21, 256, 110, "i-quant", _OPTIONAL, None),
     ("IQ4_NL", 20, 32, 18, "i-quant", _OPTIONAL, None),
     ("IQ4_XS", 23, 256, 136, "i-quant", _OPTIONAL, None),
-    ("TQ1_0", 34, 256, 54, "ternary", _UNUSED, None),
-    ("TQ2_0", 35, 256, 66, "ternary", _UNUSED, None),
-    ("MXFP4", 39, 32, 17, "microscaling", _UNUSED, None),
-    ("NVFP4", 40, 64, 36, "microscaling", _UNUSED, None),
-    ("Q1_0", 41, 128, 18, "low-bit", _UNUSED, None),
-    ("Q2_0", 42, 64, 18, "low-bit", _UNUSED, None),
+    ("TQ1_0", 34, 256, 54, "ternary", _UNUSED, "ternary"),
+    ("TQ2_0", 35, 256, 66, "ternary", _UNUSED, "ternary"),
+    ("MXFP4", 39, 32, 17, "microscaling", _UNUSED, "microscaling"),
+    ("NVFP4", 40, 64, 36, "microscaling", _UNUSED, "microscaling"),
+    ("Q1_0", 41, 128, 18, "low-bit", _UNUSED, "low_bit"),
+    ("Q2_0", 42, 64, 18, "low-bit", _UNUSED, "low_bit"),
 )
 
 

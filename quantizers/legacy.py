@@ -36,11 +36,13 @@ import numpy as np
 from . import simd as v
 from .base import Codec
 from .block_search import (
+    Efforts,
     load_tile,
     load_weights,
     nearest_codes,
     reciprocal,
     row_energies,
+    search_encoder,
     search_minimum_and_scale,
     search_scale,
 )
@@ -290,14 +292,11 @@ class _Run(Protocol):
     ) -> None: ...
 
 
-_Efforts = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-
 def _encoder(
     run: _Run,
     levels: int,
     starts: tuple[str, str],
-    efforts: tuple[_Efforts, _Efforts],
+    efforts: tuple[Efforts, Efforts],
 ) -> EncodeKernel:
     """Return a kernel that turns options into the arguments of ``run``; pairs are (without importance, with importance)."""
     tables = [_table(text) for text in starts]
@@ -326,16 +325,6 @@ def _encode_shifted_of(levels: int) -> EncodeKernel:
     return _encoder(_encode_shifted, levels, starts, (_EVEN_PAIR_EFFORT, _WEIGHTED_PAIR_EFFORT))
 
 
-_Q8_0_TABLE = _table(_Q8_0_STARTS)
-
-
-def _encode_q8_0_of(
-    rows: FloatArray, columns: int, importance: FloatArray, effort: int, objective: int, out: ByteArray
-) -> None:
-    count, refinements = _Q8_0_EFFORT[effort]
-    _encode_q8_0(rows, _Q8_0_TABLE[:count].reshape(-1), refinements, out)
-
-
 def codec(name: str) -> Codec:
     """Return the codec of one of this module's encodings."""
     return block_codec(*_KERNELS[name])
@@ -346,5 +335,5 @@ _KERNELS: dict[str, tuple[DecodeKernel, EncodeKernel]] = {
     "Q4_1": (_decode_q4_1, _encode_shifted_of(16)),
     "Q5_0": (_decode_q5_0, _encode_scaled_of(32)),
     "Q5_1": (_decode_q5_1, _encode_shifted_of(32)),
-    "Q8_0": (_decode_q8_0, _encode_q8_0_of),
+    "Q8_0": (_decode_q8_0, search_encoder(_encode_q8_0, _table(_Q8_0_STARTS), _Q8_0_EFFORT)),
 }

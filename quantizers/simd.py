@@ -66,6 +66,8 @@ __all__ = [
     "halves_to_floats",
     "interleave_high",
     "interleave_low",
+    "join_high",
+    "join_low",
     "lane_bits",
     "lane_indices",
     "lane_max",
@@ -314,6 +316,18 @@ def interleave_low(left: Number, right: Number) -> Number:
 @_lowered
 def interleave_high(left: Number, right: Number) -> Number:
     """Return ``left[8], right[8], ..., left[15], right[15]``."""
+    _only_in_kernels()
+
+
+@_lowered
+def join_low(left: Number, right: Number) -> Number:
+    """Return ``left[0], ..., left[7], right[0], ..., right[7]``."""
+    _only_in_kernels()
+
+
+@_lowered
+def join_high(left: Number, right: Number) -> Number:
+    """Return ``left[8], ..., left[15], right[8], ..., right[15]``."""
     _only_in_kernels()
 
 

@@ -53,3 +53,13 @@ def ggml_quantize(
     if written != out.nbytes:
         raise RuntimeError(f"type {type_id}: wrote {written} of {out.nbytes} bytes")
     return out
+
+
+def ggml_dequantize(data: NDArray[np.uint8], type_name: str, columns: int) -> NDArray[np.float32]:
+    """Decode uint8 (rows, bytes per row) as llama.cpp does; ``type_name`` as in GGUF (``Q4_K``)."""
+    decode = getattr(_library(), "dequantize_row_" + type_name.lower().replace("_k", "_K"))
+    decode.restype, decode.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    data = np.ascontiguousarray(data)
+    out = np.empty((data.shape[0], columns), np.float32)
+    decode(data.ctypes.data, out.ctypes.data, out.size)
+    return out
