@@ -77,21 +77,22 @@ def _real_scales(
     scratch: FloatArray, length: int, top: int, first: float, step: float, tries: int
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Return the least-squares scale and minimum of each sub-block over the candidates (``top + first + step * k) / range``."""
-    lowest = v.load(scratch, X)
-    highest = lowest
+    lowest = v.splat(_HUGE)
+    highest = v.splat(-_HUGE)
     sum_w = v.splat(0)
     sum_x = v.splat(0)
     sum_xx = v.splat(0)
     for place in range(length):
         x = v.load(scratch, X + place * v.LANES)
         w = v.load(scratch, W + place * v.LANES)
-        lowest = v.minimum(lowest, x)
-        highest = v.maximum(highest, x)
+        counts = w > 0
+        lowest = v.minimum(lowest, v.select(counts, x, lowest))
+        highest = v.maximum(highest, v.select(counts, x, highest))
         sum_w += w
         sum_x += w * x
         sum_xx += w * x * x
     lowest = v.minimum(lowest, 0.0)
-    extent = highest - lowest
+    extent = v.maximum(highest - lowest, 0.0)
     per_range = _reciprocal(extent)
     best = v.splat(_HUGE)
     scale = extent * (1 / top)

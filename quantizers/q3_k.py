@@ -14,7 +14,7 @@ Layout of its 110 bytes. Each half of the super-block is four *quarters* of 32 w
 
 Objective: the sum of ``w * (x - q)**2`` over a super-block, with ``w``
 
-* ``ggml``: ``x**2 + 0.4 * mean(x**2 of the super-block)``; with importance,
+* ``ggml``: ``x**2 + 0.7 * mean(x**2 of the super-block)``; with importance,
   ``importance * sqrt(8 * mean(x**2 of the super-block) + x**2)``;
 * ``plain``: 1;
 * ``importance``: the importance, or 1 where there is none.
@@ -44,7 +44,7 @@ BLOCK_BYTES = 110
 LOW_BITS, SCALES, D = 32, 96, 108
 HALF, QUARTER = 128, 32  # weights
 BOTTOM, LOWEST_SCALE = 4, 32
-FLOOR = 0.4  # share of the mean square in the objective
+FLOOR = 0.7  # share of the mean square in the objective
 
 # by effort: candidates of the real scale (their first and step are relative to BOTTOM), refinements, reach of integer scales
 FIRST, STEP, TRIES = (-0.6, -1.0, -2.0), (0.6, 0.4, 0.15), (4, 7, 30)

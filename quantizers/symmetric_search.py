@@ -53,10 +53,11 @@ def _reciprocal(value: Floats) -> Floats:
 @inlined
 def _real_scales(scratch: FloatArray, bottom: int, first: float, step: float, tries: int) -> tuple[Floats, Floats]:
     """Return the least-squares scale of each sub-block and the sum of w * code**2 that its codes have, over the candidates that map its extreme to ``-(bottom + first + step * k)``."""
-    highest = v.load(scratch, X)
+    highest = v.splat(0)
     lowest = highest
     for place in range(LENGTH):
-        x = v.load(scratch, X + place * v.LANES)
+        counts = v.load(scratch, W + place * v.LANES) > 0
+        x = v.select(counts, v.load(scratch, X + place * v.LANES), 0.0)
         highest = v.maximum(highest, x)
         lowest = v.minimum(lowest, x)
     per_extreme = -_reciprocal(v.select(highest > -lowest, highest, lowest))

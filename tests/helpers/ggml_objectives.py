@@ -18,7 +18,7 @@ def _mean_square(x: Weights, length: int) -> Weights:
 
 OBJECTIVES: dict[str, Callable[[Weights], Weights]] = {
     "Q2_K": np.abs,
-    "Q3_K": lambda x: x**2 + 0.4 * _mean_square(x, 256),
+    "Q3_K": lambda x: x**2 + 0.7 * _mean_square(x, 256),
     "Q4_K": lambda x: np.sqrt(_mean_square(x, 32)) + np.abs(x),
     "Q5_K": lambda x: np.sqrt(_mean_square(x, 32)) + np.abs(x),
     "Q6_K": lambda x: x**2,
