@@ -39,6 +39,7 @@ BLOCK_BYTES = 84
 CODES, D_PLACE, DMIN_PLACE = 16, 80, 82
 LENGTH, HALF, QUARTER = 16, 128, 32  # weights
 TOP, LARGEST_SCALE = 3, 15
+SPREAD = 8.0  # share of the mean square in the objective with importance
 
 # by effort: candidates of the real scale (their first and step are relative to TOP), refinements, reach of integer scales
 FIRST, STEP, TRIES = (-0.6, -0.9, -1.2), (0.5, 0.3, 0.15), (4, 7, 16)
@@ -72,7 +73,7 @@ def _encode(
         load_group(rows, columns, importance, block, count - 1, LENGTH, work)
         if objective == GGML:
             if importance.size > 0:
-                weigh_by_deviation(work, LENGTH)
+                weigh_by_deviation(work, LENGTH, SPREAD)
             else:
                 weigh_by_magnitude(work, LENGTH, False)
         balance(work, LENGTH)

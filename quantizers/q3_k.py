@@ -44,7 +44,7 @@ BLOCK_BYTES = 110
 LOW_BITS, SCALES, D = 32, 96, 108
 HALF, QUARTER = 128, 32  # weights
 BOTTOM, LOWEST_SCALE = 4, 32
-FLOOR = 0.7  # share of the mean square in the objective
+FLOOR, SPREAD = 0.7, 8.0  # shares of the mean square in the objective without and with importance
 
 # by effort: candidates of the real scale (their first and step are relative to BOTTOM), refinements, reach of integer scales
 FIRST, STEP, TRIES = (-0.6, -1.0, -2.0), (0.6, 0.4, 0.15), (4, 7, 30)
@@ -110,7 +110,7 @@ def _encode(
         load_group(rows, columns, importance, block, count - 1, LENGTH, work)
         if objective == GGML:
             if importance.size > 0:
-                weigh_by_deviation(work, LENGTH)
+                weigh_by_deviation(work, LENGTH, SPREAD)
             else:
                 weigh_by_square(work, LENGTH, FLOOR)
         balance(work, LENGTH)

@@ -40,6 +40,7 @@ __all__ = ["codec"]
 LENGTH, SUBBLOCKS = 32, 8
 GROUP = v.LANES // SUBBLOCKS  # super-blocks
 LARGEST_SCALE = 63
+SPREAD = 8.0  # share of the mean square in the objective with importance
 Q4_BYTES, Q4_TOP = 144, 15
 Q5_BYTES, Q5_TOP = 176, 31
 SCALES, FIFTH_BITS = 4, 16
@@ -119,7 +120,7 @@ def _encode(
         load_group(rows, columns, importance, first, count - 1, LENGTH, work)
         if objective == GGML:
             if importance.size > 0:
-                weigh_by_deviation(work, LENGTH)
+                weigh_by_deviation(work, LENGTH, SPREAD)
             else:
                 weigh_by_magnitude(work, LENGTH, True)
         balance(work, LENGTH)

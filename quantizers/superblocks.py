@@ -42,7 +42,6 @@ GROUP_SCRATCH = 2048
 
 # more than a float16 scale, an 8-bit factor and a 6-bit code can express; sums of its fourth powers are float32
 _LARGEST = 3.0e8
-_SPREAD = 8.0
 # what a sub-block without importance weighs, so that it is quantized well and counts for nothing beside the others
 _NEXT_TO_NOTHING = 1e-20
 
@@ -107,14 +106,14 @@ def _squares(scratch: FloatArray, length: int) -> Floats:
 
 
 @inlined
-def weigh_by_deviation(scratch: FloatArray, length: int) -> None:
-    """Multiply ``W`` by ``sqrt(8 * mean(x**2 of the super-block) + x**2)``.
+def weigh_by_deviation(scratch: FloatArray, length: int, spread: float) -> None:
+    """Multiply ``W`` by ``sqrt(spread * mean(x**2 of the super-block) + x**2)``.
 
-    llama.cpp weighs importance so, with 1 or 2 instead of 8. The larger share of the mean lowers the error that importance alone weighs,
-    which its own choice does not always reach, and costs nothing in its weights.
+    llama.cpp weighs importance so, with a ``spread`` of 1 or 2. A larger share of the mean lowers the error that importance alone weighs,
+    which its own choice does not always reach, and costs little or nothing in its weights.
     """
     subblocks = SUPERBLOCK // length
-    mean = superblock_sum(_squares(scratch, length), subblocks) * (_SPREAD / SUPERBLOCK)
+    mean = superblock_sum(_squares(scratch, length), subblocks) * (spread / SUPERBLOCK)
     for place in range(length):
         x = v.load(scratch, X + place * v.LANES)
         w = v.load(scratch, W + place * v.LANES)
