@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,22 @@ def test_the_examples_json_form_gives_the_same_tokens(example_model: Path, tmp_p
 def test_json_forms(tmp_path: Path, parts: dict[str, Any], prefix: bool) -> None:
     model = train_sentencepiece("bpe", add_dummy_prefix=prefix)
     metadata = _only_json(tmp_path, _json_form(model, **parts), len(_processor(model))).metadata
+    assert metadata["tokenizer.ggml.add_space_prefix"].value is prefix
+    assert _same_tokens(metadata, model, TEXTS, tmp_path) == len(TEXTS)
+
+
+@pytest.mark.oracles
+@pytest.mark.parametrize(
+    ("module", "name", "prefix"), [("llama", "LlamaTokenizer", True), ("gemma", "GemmaTokenizer", False)]
+)
+def test_tokenizers_that_transformers_builds(tmp_path: Path, module: str, name: str, prefix: bool) -> None:
+    model = train_sentencepiece("bpe", add_dummy_prefix=prefix)
+    contents = _json_form(model)["model"]
+    family = getattr(import_module(f"transformers.models.{module}.tokenization_{module}"), name)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None, "mask_token": None}
+    tokenizer = family(vocab=contents["vocab"], merges=[tuple(merge) for merge in contents["merges"]], **special)
+    tokenizer.save_pretrained(tmp_path / "hf")
+    metadata = read(tmp_path / "hf", len(_processor(model))).metadata
     assert metadata["tokenizer.ggml.add_space_prefix"].value is prefix
     assert _same_tokens(metadata, model, TEXTS, tmp_path) == len(TEXTS)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_folders import read, train_byte_level, write_folder
+from llamacpp_vocabulary import LlamaVocabulary, write_vocabulary
+from tokenizer_folders import TEXTS, read, train_byte_level, write_folder
 
 from qconv.errors import FormatError, TokenizerError
 from qconv.formats.pretokenizers import find_pre_tokenizer, pre_tokenizer_names
@@ -61,6 +63,31 @@ def _sequence(*steps: dict[str, Any]) -> dict[str, Any]:
 )
 def test_ways_to_write_the_same(tmp_path: Path, pre_tokenizer: object, name: str) -> None:
     assert _pre(tmp_path, _with("gpt-2", pre_tokenizer)) == name
+
+
+@pytest.mark.oracles
+@pytest.mark.parametrize(
+    ("module", "name", "pre"),
+    [
+        ("qwen2", "Qwen2Tokenizer", "qwen2"),
+        ("qwen3_5", "Qwen3_5Tokenizer", "qwen35"),
+        ("gpt2", "GPT2Tokenizer", "gpt-2"),
+        ("gpt_neox", "GPTNeoXTokenizer", "olmo"),
+        ("cohere", "CohereTokenizer", "command-r"),
+    ],
+)
+def test_tokenizers_that_transformers_builds(tmp_path: Path, module: str, name: str, pre: str) -> None:
+    """transformers defines these families in its own code; llama.cpp gives their tokens after our conversion."""
+    model = train_byte_level("gpt-2")["model"]
+    family = getattr(import_module(f"transformers.models.{module}.tokenization_{module}"), name)
+    tokenizer = family(vocab=dict(model["vocab"]), merges=[tuple(merge) for merge in model["merges"]])
+    tokenizer.save_pretrained(tmp_path / "hf")
+    metadata = read(tmp_path / "hf", len(tokenizer)).metadata
+    assert metadata["tokenizer.ggml.pre"].value == pre
+    with LlamaVocabulary(write_vocabulary(tmp_path / "v.gguf", metadata)) as vocabulary:
+        for text in TEXTS:
+            expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            assert vocabulary.tokenize(text) == expected, text
 
 
 def test_added_tokens_change_nothing(tmp_path: Path) -> None:
