@@ -2,134 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from f32_gguf import write_f32
 from llamacpp_models import logits
+from transformers_models import CASES, PROMPTS, Case, expected, log_softmax, save
 
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
 
-VOCABULARY = 96
-PROMPTS = tuple(
-    [int(token) for token in np.random.default_rng(seed).integers(3, VOCABULARY, size)]
-    for seed, size in ((1, 5), (2, 23), (3, 60))
-)
 TOLERANCE = 2e-2
-
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A class of transformers, its configuration, and what the test name says about it."""
-
-    name: str
-    class_name: str
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-def case(name: str, class_name: str, **config: Any) -> Case:
-    return Case(name, class_name, COMMON | config)
-
-
-def yarn(**more: Any) -> dict[str, Any]:
-    return {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64} | more
-
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
-FACTORS = {
-    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.7, 2.0, 2.5, 3.0],
-    "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0],
-}
-LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0} | FACTORS
-GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
-
-CASES = (
-    case("llama", "LlamaForCausalLM"),
-    case("llama-1", "LlamaForCausalLM", num_key_value_heads=4, rms_norm_eps=1e-5),
-    case("llama-3-scaling", "LlamaForCausalLM", rope_parameters=LLAMA3),
-    case("llama-linear", "LlamaForCausalLM", rope_parameters={"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}),
-    case("llama-yarn", "LlamaForCausalLM", rope_parameters=yarn()),
-    case("llama-yarn-betas", "LlamaForCausalLM", rope_parameters=yarn(beta_fast=8.0, beta_slow=2.0)),
-    case("llama-yarn-attention", "LlamaForCausalLM", rope_parameters=yarn(attention_factor=0.7)),
-    case("llama-yarn-mscale", "LlamaForCausalLM", rope_parameters=yarn(mscale=1.5, mscale_all_dim=0.8)),
-    case("llama-yarn-exact-range", "LlamaForCausalLM", rope_parameters=yarn(truncate=False)),
-    case("llama-biases-tied", "LlamaForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
-    case("mistral-head-size", "MistralForCausalLM", head_dim=32, sliding_window=None),
-    case("mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
-    case("qwen2-tied", "Qwen2ForCausalLM", tie_word_embeddings=True),
-    case("qwen2-yarn", "Qwen2ForCausalLM", rope_parameters=yarn()),
-    case("qwen3", "Qwen3ForCausalLM", head_dim=32),
-    case("qwen3-moe", "Qwen3MoeForCausalLM", head_dim=32, num_experts=4, **MOE),
-    case("gemma2", "Gemma2ForCausalLM", **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    case("gemma2-27b", "Gemma2ForCausalLM", **GEMMA | {"query_pre_attn_scalar": 16}, num_hidden_layers=46),
-    case("gemma3", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=7, final_logit_softcapping=3.0),
-    case("gemma3-linear", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=7, rope_parameters={
-        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    }),
-    case("gemma3-period", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=5, sliding_window_pattern=3),
-    case("phi3", "Phi3ForCausalLM"),
-    case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
-    case("phi3-short", "Phi3ForCausalLM", original_max_position_embeddings=512, max_position_embeddings=4096, rope_parameters=LONGROPE),
-    case("phi4-partial", "Phi3ForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}),
-    Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
-)  # fmt: skip
-
-
-def save(folder: Path, model_case: Case) -> Any:
-    """Save a seeded random model, its norms and biases random too, and return it."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    torch.manual_seed(7)
-    kind = getattr(transformers, model_case.class_name)
-    model = kind(kind.config_class(**model_case.config)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
-    model.save_pretrained(folder)
-    return model
-
-
-def expected(model: Any, prompt: list[int]) -> np.ndarray[Any, Any]:
-    import torch
-
-    with torch.no_grad():
-        return np.asarray(torch.log_softmax(model(torch.tensor([prompt])).logits[0].double(), -1).numpy())
-
-
-def log_softmax(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    wide = rows.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))
 
 
 @pytest.mark.oracles

@@ -1,0 +1,82 @@
+"""Norms and activations, row by row in pieces that stay in the cache. All arrays are float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ACTIVATIONS", "layer_norm", "rms_norm", "soft_cap", "softmax"]
+
+Floats = NDArray[np.float32]
+
+_PIECE = (
+    1 << 16
+)  # numbers of a piece: the passes over it and over one temporary array find it in the second-level cache
+
+
+def _pieces(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _PIECE // max(1, columns))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def rms_norm(values: Floats, weight: Floats, bias: Floats | None, epsilon: float, out: Floats) -> None:
+    """Fill ``out`` (n, columns) with each row of ``values`` divided by its root mean square, times ``weight``, plus ``bias``; may be in place."""
+    for piece in _pieces(*values.shape):
+        part, result = values[piece], out[piece]
+        mean_square = np.einsum("ij,ij->i", part, part) / np.float32(part.shape[1])
+        np.multiply(part, (1.0 / np.sqrt(mean_square + np.float32(epsilon)))[:, None], out=result)
+        result *= weight
+        if bias is not None:
+            result += bias
+
+
+def layer_norm(values: Floats, weight: Floats, bias: Floats | None, epsilon: float, out: Floats) -> None:
+    """As :func:`rms_norm`, each row's mean being subtracted first."""
+    for piece in _pieces(*values.shape):
+        result = out[piece]
+        np.subtract(values[piece], values[piece].mean(axis=1, keepdims=True), out=result)
+        rms_norm(result, weight, bias, epsilon, result)
+
+
+def silu(values: Floats) -> None:
+    """Replace x by x / (1 + exp(-x)), rows in place."""
+    for piece in _pieces(*values.shape):
+        part = values[piece]
+        share = np.negative(part)
+        np.exp(share, out=share)
+        share += np.float32(1.0)
+        part /= share
+
+
+def gelu_tanh(values: Floats) -> None:
+    """Replace x by x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rows in place (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    for piece in _pieces(*values.shape):
+        part = values[piece]
+        share = part * part
+        share *= np.float32(0.044715 * math.sqrt(2 / math.pi))
+        share += np.float32(math.sqrt(2 / math.pi))
+        share *= part
+        np.tanh(share, out=share)
+        share += np.float32(1.0)
+        share *= np.float32(0.5)
+        part *= share
+
+
+ACTIVATIONS: dict[str, Callable[[Floats], None]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def soft_cap(values: Floats, cap: float) -> None:
+    """Replace x by cap * tanh(x / cap) in place."""
+    values *= np.float32(1.0 / cap)
+    np.tanh(values, out=values)
+    values *= np.float32(cap)
+
+
+def softmax(values: Floats) -> None:
+    """Replace each row by its softmax."""
+    values -= values.max(axis=-1, keepdims=True)
+    np.exp(values, out=values)
+    values /= values.sum(axis=-1, keepdims=True)

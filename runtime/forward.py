@@ -1,0 +1,203 @@
+"""The forward pass: sequences of tokens in, logits out where they are asked for; weights stream past all sequences, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ModelError, UsageError
+from ..quantizers.finite import first_non_finite
+from .block import Run, Span, block_slabs, run_block
+from .cache import Cache
+from .configuration import RopeSettings
+from .head import Logits, yield_logits
+from .hooks import Collector, Hooks, Trace
+from .network import Experts, Network
+from .rope import rope_table
+from .weights import WeightStream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Wanted = slice | Sequence[NDArray[np.intp]]
+
+__all__ = ["LOGIT_BLOCK_BYTES", "Logits", "activation_bytes", "forward"]
+
+LOGIT_BLOCK_BYTES = 256 << 20
+"""Largest array of logits that :func:`forward` yields, unless told otherwise."""
+
+_NEARBY_ROWS = 8  # embeddings of tokens this close are read in one go
+
+
+def forward(
+    network: Network,
+    sequences: Sequence[NDArray[np.integer] | Sequence[int]],
+    *,
+    wanted: Wanted = slice(None),
+    collector: Collector | None = None,
+    trace: Trace | None = None,
+    cache: Cache | None = None,
+    threads: int | None = None,
+    block_bytes: int = LOGIT_BLOCK_BYTES,
+) -> Iterator[Logits]:
+    """Run all sequences through the model together and yield logits, sequence by sequence, in order of position.
+
+    Each block's weights are decoded once for all sequences, which do not see each other. The pass itself happens before the first result; a caller
+    who wants no logits (``wanted=slice(0)``) still has to exhaust the iterator. Memory: :func:`activation_bytes`, one result, and the slabs in flight.
+
+    Args:
+        network: see :func:`~.network.load_network`.
+        sequences: token ids, each sequence of one or more.
+        wanted: which of a sequence's tokens to give logits for: a slice that applies to each, or arrays of indices, one per sequence. Logits at a
+            token are those of its successor.
+        collector: told what every matrix is multiplied by.
+        trace: told the result of every matrix.
+        cache: holds earlier positions of the sequences, which these continue, and takes up these. None: sequences begin here.
+        threads: of the pool that decodes weights; None for the number of processors. BLAS has threads of its own.
+        block_bytes: bound of one result's array; a smaller one decodes the output's weights more often.
+
+    Raises:
+        UsageError: for an empty sequence, a token that the vocabulary lacks, or a text longer than a model with learned positions can hold.
+        ModelError: for activations that are not finite; the message names the block.
+    """
+    tokens = [np.asarray(sequence, np.intp) for sequence in sequences]
+    _check_tokens(network, tokens)
+    offsets = [0 if cache is None else cache.length(number) for number in range(len(tokens))]
+    positions = [offset + np.arange(len(ids)) for offset, ids in zip(offsets, tokens, strict=True)]
+    owners = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
+    hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
+    rows = _wanted_rows(wanted, tokens)
+    with WeightStream(threads) as stream:
+        run = Run(network.configuration, stream, _spans(network, positions), hooks, cache)
+        hidden = _embed(network, tokens, hooks)
+        _run_blocks(network, run, hidden)
+        if cache is not None:
+            for number, ids in enumerate(tokens):
+                cache.advance(number, len(ids))
+        for found in yield_logits(network, stream, hidden, rows, hooks, block_bytes):
+            _check_finite(network, found.logits, found.sequences, found.positions, "the output")
+            yield found
+
+
+def activation_bytes(network: Network, tokens: int) -> int:
+    """Return about how many bytes a pass over ``tokens`` tokens in all holds besides weights and logits."""
+    configuration = network.configuration
+    heads = configuration.head_size * (2 * configuration.heads + 3 * configuration.kv_heads)
+    widths = [
+        block.feed_forward.up.matrix.rows
+        if not isinstance(block.feed_forward, Experts)
+        else configuration.experts_used * block.feed_forward.experts[0].up.matrix.rows
+        for block in network.blocks
+    ]
+    return 4 * tokens * (3 * configuration.hidden + max(heads, 2 * max(widths)))
+
+
+def _check_tokens(network: Network, tokens: Sequence[NDArray[np.intp]]) -> None:
+    if not tokens:
+        raise UsageError("there is no sequence to run", path=network.path)
+    for ids in tokens:
+        if ids.ndim != 1 or not len(ids):
+            raise UsageError("a sequence must be a list of one or more token ids", path=network.path)
+        if ids.min() < 0 or ids.max() >= network.vocabulary:
+            raise UsageError(
+                f"token {ids.min() if ids.min() < 0 else ids.max()} is not among the {network.vocabulary} of the model",
+                path=network.path,
+                remedy="The tokens must come from the model's own tokenizer.",
+            )
+
+
+def _wanted_rows(wanted: Wanted, tokens: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """Return the wanted rows of the run."""
+    if not isinstance(wanted, slice) and len(wanted) != len(tokens):
+        raise UsageError(f"positions are given for {len(wanted)} sequences, but there are {len(tokens)}")
+    start, found = 0, []
+    for number, ids in enumerate(tokens):
+        found.append(np.arange(start, start + len(ids))[wanted if isinstance(wanted, slice) else wanted[number]])
+        start += len(ids)
+    return np.concatenate(found)
+
+
+def _spans(network: Network, positions: Sequence[NDArray[np.intp]]) -> list[Span]:
+    """Return where each sequence lies; sequences at the same positions share their rotary tables."""
+    configuration = network.configuration
+    known: dict[tuple[int, int], tuple[NDArray[np.complex64] | None, NDArray[np.complex64] | None]] = {}
+    spans, start = [], 0
+    for own in positions:
+        key = (int(own[0]), len(own))
+        if key not in known:
+            full = _table(configuration.rope, own, _divisors(network, int(own[-1]) + 1))
+            local = full if configuration.local_rope is None else _table(configuration.local_rope, own, None)
+            known[key] = (full, local)
+        spans.append(Span(start, start + len(own), *known[key]))
+        start += len(own)
+    return spans
+
+
+def _table(
+    settings: RopeSettings | None, positions: NDArray[np.intp], divisors: Floats | None
+) -> NDArray[np.complex64] | None:
+    return None if settings is None else rope_table(settings, positions, divisors)
+
+
+def _divisors(network: Network, length: int) -> Floats | None:
+    """Return the model's table of rotary divisors for a sequence of ``length``."""
+    rope = network.configuration.rope
+    if rope is not None and network.long_divisors is not None and network.short_divisors is not None:
+        return network.long_divisors if length > rope.original_context else network.short_divisors
+    return network.rope_divisors
+
+
+def _embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -> Floats:
+    """Return float32 (rows, hidden): the embeddings of all tokens, learned positions added."""
+    configuration, embedding = network.configuration, network.embedding
+    unique, inverse = np.unique(np.concatenate(tokens), return_inverse=True)
+    gathered = np.empty((len(unique), configuration.hidden), np.float32)
+    for near in np.split(np.arange(len(unique)), np.nonzero(np.diff(unique) > _NEARBY_ROWS)[0] + 1):
+        first, last = int(unique[near[0]]), int(unique[near[-1]])
+        gathered[near] = embedding.rows(first, last + 1)[unique[near] - first]
+    hidden: Floats = gathered[inverse]
+    if configuration.facts.scale_embedding:
+        hidden *= np.float32(configuration.hidden**0.5)
+    if network.positions is not None:
+        longest, known = int(hooks.positions.max()) + 1, network.positions.row_count
+        if longest > known:
+            raise UsageError(
+                f"a sequence of {longest} tokens is longer than the {known} positions that the model has learned",
+                path=network.path,
+                remedy="Use a shorter context.",
+            )
+        hidden += network.positions.rows(0, longest)[hooks.positions]
+    hooks.report(embedding.name, hidden)
+    return hidden
+
+
+def _run_blocks(network: Network, run: Run, hidden: Floats) -> None:
+    """Carry the residual stream through all blocks, in place."""
+    announced = 0
+    for block in network.blocks:
+        # a mixture's experts are announced when they are known, so nothing of the next block may stand before them
+        ahead = block.index + (1 if isinstance(block.feed_forward, Experts) else 2)
+        for following in network.blocks[announced:ahead]:
+            run.stream.expect(block_slabs(following))
+        announced = max(announced, ahead)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            run_block(run, block, hidden)
+        name = f"block {block.index}"
+        _check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, name)
+
+
+def _check_finite(
+    network: Network, values: Floats, sequences: NDArray[np.intp], positions: NDArray[np.intp], name: str
+) -> None:
+    """Raise ModelError where ``values`` (n, columns) hold NaN or infinity."""
+    found = first_non_finite(values.view(np.uint8), "F32")
+    if found is not None:
+        row, column = found
+        raise ModelError(
+            f"channel {column} after {name} is {values[row, column]} at position {positions[row]} of sequence {sequences[row]}",
+            path=network.path,
+            remedy=f"A weight of {name} is damaged or its type has too small a range; compare with the source of the model.",
+        )

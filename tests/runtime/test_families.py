@@ -1,0 +1,39 @@
+"""Every family: logits of random models beside transformers'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers_models import CASES, PROMPTS, Case, save
+
+from qconv.formats.base import OpenContext
+from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.forward import forward
+from qconv.runtime.network import load_network
+
+TOLERANCE = 2e-5  # of the largest logit; measured: 3e-6
+
+
+def reference(model: Any, prompt: list[int]) -> np.ndarray[Any, Any]:
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([prompt])).logits[0].float().numpy())
+
+
+@pytest.mark.oracles
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_case", CASES, ids=lambda item: item.name)
+def test_logits_are_those_of_transformers(model_case: Case, tmp_path: Path, context: OpenContext) -> None:
+    source = save(tmp_path / "model", model_case)
+    with open_huggingface(tmp_path / "model", context) as model:
+        found = [block.logits for prompt in PROMPTS for block in forward(load_network(model), [prompt])]
+    for logits, prompt in zip(found, PROMPTS, strict=True):
+        wanted = reference(source, prompt)
+        assert wanted.std() > 0.3, "the reference must not be flat, or the comparison says nothing"
+        difference = np.abs(logits - wanted).max() / np.abs(wanted).max()
+        print(f"{model_case.name}: {difference:.1e}")
+        assert difference < TOLERANCE
