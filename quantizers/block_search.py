@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from . import simd as v
-from .kernel import EncodeKernel, inlined, scratch
+from .kernel import EncodeKernel, inlined
 from .simd import LANES
 
 if TYPE_CHECKING:
@@ -119,10 +119,13 @@ def load_weights(
     for place in range(0, block, LANES):
         v.transpose(importance, column + place, block, weights, place * LANES, LANES)
     if energies.size:
-        lanes = scratch(LANES)
-        for lane in range(LANES):
-            lanes[lane] = energies[min((first + lane) * block // columns, energies.size - 1)]
-        energy = v.load(lanes, 0)
+        row = first * block // columns
+        energy = v.splat(energies[row])
+        next_row = (row + 1) * columns // block - first  # the lane where it begins
+        while next_row < LANES and row + 1 < energies.size:
+            row += 1
+            energy = v.select(v.lane_indices() >= next_row, v.splat(energies[row]), energy)
+            next_row += columns // block
         for place in range(0, block * LANES, LANES):
             x = v.load(tile, place)
             v.store(weights, place, v.load(weights, place) * v.sqrt(x * x + energy))

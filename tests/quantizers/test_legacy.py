@@ -38,6 +38,19 @@ def _options() -> list[EncodeOptions]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blocks", [1, 7, 19])
+def test_rows_that_share_a_tile_keep_their_own_importance_and_energy(name: str, blocks: int) -> None:
+    """Sixteen blocks are encoded together; where they come from several rows, each must get the bytes it gets alone."""
+    encoding, columns = ENCODINGS[name], 32 * blocks
+    rows = weight_samples(37, columns)["student-3"] * np.logspace(-2, 2, 37, dtype=np.float32)[:, None]
+    importance = importance_samples(columns)["wide"]
+    for options in _options():
+        whole = encoding.encode(rows, importance, options)
+        alone = [encoding.encode(row[None], importance, options) for row in rows]
+        assert np.array_equal(whole, np.concatenate(alone)), options
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_hard_input_decodes_to_finite_numbers(name: str) -> None:
     """Beyond the largest scale, at the edge of float32, subnormal, and mixed in one block."""
     largest = np.finfo(np.float32).max
