@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: written under a temporary name, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import OutputError, OutputExistsError
+
+__all__ = ["refuse_existing", "whole_file"]
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise OutputExistsError where ``path`` exists (with ``force``: is a folder), OutputError where its folder does not."""
+    if not path.parent.is_dir():
+        raise OutputError("no such folder", path=path.parent, remedy="Create it first, or choose another output.")
+    if path.is_dir():
+        raise OutputExistsError("the output is a folder", path=path, remedy="Name a file in it.")
+    if path.exists() and not force:
+        raise OutputExistsError(
+            "the output exists", path=path, remedy="Use --force to replace it, or choose another output."
+        )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that takes the name ``path``, replacing what is there, once the block ends without an exception.
+
+    Otherwise nothing is left behind. Raises OSError as the system does.
+    """
+    temporary = path.with_name(path.name + ".qconv-part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
