@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHARED ?= ../shared
 DEMO := demo/prose-llama-7m-Q5_K_M.gguf
-PYTEST := $(BIN)/pytest -q
+PYTEST := $(BIN)/pytest -q -n auto
 
 .PHONY: help demo test test-oracles test-shared lint format bench clean
 

@@ -59,9 +59,18 @@ def open_model(
     architecture: str | None = None,
     pre_tokenizer: str | None = None,
     vocabulary_only: bool = False,
+    expected: str | None = None,
 ) -> Iterator[Model]:
-    """Open ``path`` with the reader that recognises it, and close it afterwards."""
-    reader = detect(path, registries)
+    """Open ``path`` with the reader that recognises it, and close it afterwards.
+
+    A folder that none recognises is given to the reader ``expected``, which can say what it lacks.
+    """
+    try:
+        reader = detect(path, registries)
+    except UnknownFormatError:
+        if expected is None or not path.is_dir():
+            raise
+        reader = registries.formats[expected]
     if reader.open is None:
         raise UnknownFormatError(f"{reader.name} files can be written but not read", path=path)
     with reader.open(path, registries.open_context(architecture, pre_tokenizer, vocabulary_only)) as model:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from ... import __version__
 from ...errors import QconvError, UsageError
@@ -28,6 +30,7 @@ def build_app() -> typer.Typer:
     """Return the application with the built-in commands and those of installed plugins."""
     app = typer.Typer(
         name="qconv",
+        cls=_Commands,
         help="Convert, quantize and check language-model files, in one pass and bounded memory.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -51,24 +54,36 @@ def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _show_warning
     try:
-        build_app()()
-    except UsageError as error:
-        _fail(str(error), 2)
-    except QconvError as error:
-        _fail(str(error), 1)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}.", 1)
-    except MemoryError:
-        _fail("out of memory. Use fewer --threads, or close other programs.", 1)
+        app = build_app()
+    except QconvError as error:  # two plugins that contradict each other
+        sys.exit(_fail(str(error), 1))
+    app()
 
 
-def _fail(message: str, code: int) -> None:
+class _Commands(TyperGroup):
+    """Makes sentences of errors before typer sees them: it takes an EOFError, which TruncatedError is, for a closed terminal."""
+
+    def invoke(self, ctx: Any) -> object:  # the class of ctx differs between versions of typer
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            code = _fail(str(error), 2)
+        except QconvError as error:
+            code = _fail(str(error), 1)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stderr.close()
+            code = 1
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            code = _fail(f"{where}{error.strerror or error}.", 1)
+        except MemoryError:
+            code = _fail("out of memory. Use fewer --threads, or close other programs.", 1)
+        raise typer.Exit(code)
+
+
+def _fail(message: str, code: int) -> int:
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
-    sys.exit(code)
+    return code
 
 
 def _show_warning(

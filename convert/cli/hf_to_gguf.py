@@ -68,6 +68,7 @@ def hf_to_gguf(
     as_json: options.Json = False,
 ) -> None:
     """Convert a Hugging Face folder to GGUF, quantized on the way: one pass, bounded memory, whole or absent."""
+    from ...errors import UsageError
     from ...plugins.manager import load_plugins
     from ..jobs import open_model
     from .conversion import convert
@@ -75,6 +76,8 @@ def hf_to_gguf(
 
     settings = read_settings(locals())
     registries = load_plugins().registries()
-    with open_model(model, registries, as_arch, pre_tokenizer, vocab_only) as source:
+    with open_model(model, registries, as_arch, pre_tokenizer, vocab_only, expected="huggingface") as source:
+        if source.format == "gguf":
+            raise UsageError(f"{model} is a GGUF file already", remedy="Use `qconv quantize` to change its type.")
         target = default_output(output, Path.cwd() / model.resolve().name, type_name)
         convert(source, target, settings, registries, dry_run=dry_run, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,36 @@ def test_mistakes_are_one_sentence(
     assert message in done.err
     assert done.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_file_is_told_from_a_closed_terminal(cli: Cli, converted: Path) -> None:
+    converted.write_bytes(converted.read_bytes()[:50_000])
+    for command in ("inspect", "verify"):
+        done = cli(command, converted)
+        assert done.code == 1
+        assert "example.gguf" in done.err
+        assert "Aborted" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("config.json", "config.json"),
+        ("model.safetensors", "safetensors"),
+        ("tokenizer*", "no tokenizer"),
+    ],
+)
+def test_an_incomplete_folder_is_told_what_it_lacks(
+    cli: Cli, example_model: Path, tmp_path: Path, gone: str, message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(example_model, folder)
+    for file in folder.glob(gone):
+        file.unlink()
+    done = cli("hf-to-gguf", folder, "-o", tmp_path / "out.gguf")
+    assert done.code == 1
+    assert message in done.err
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_lists(cli: Cli) -> None:
