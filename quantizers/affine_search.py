@@ -148,7 +148,7 @@ def _common_step(real: Floats, curvature: Floats, largest: int, tries: int, subb
     best = v.splat(_HUGE)
     chosen = v.splat(0)
     for k in range(tries):
-        step = _to_half(extreme / np.float32(largest - k))
+        step = _to_half(extreme * np.float32(1 / (largest - k)))
         residual = real - _bounded(v.round_even(real * _reciprocal(step)), largest) * step
         error = superblock_sum(curvature * residual * residual, subblocks)
         better = error < best
@@ -277,7 +277,7 @@ def affine_search(
     """
     subblocks = SUPERBLOCK // length
     real_scale, real_minimum, curvature, sum_w = _real_scales(scratch, length, top, first, step, tries)
-    steps = min(16, largest // 2)
+    steps = min(8, largest // 2)
     d = _common_step(real_scale, curvature, largest, steps, subblocks)
     dmin = _common_step(real_minimum, sum_w, largest, steps, subblocks)
     error, scale, minimum = _integer_scales(

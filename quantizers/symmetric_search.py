@@ -108,7 +108,7 @@ def _common_step(real: Floats, curvature: Floats, largest: int, tries: int) -> R
     best: Real = np.float32(_HUGE)
     chosen = _to_half(extreme * np.float32(-1 / largest))
     for k in range(tries):
-        d = _to_half(extreme / np.float32(k - largest))
+        d = _to_half(extreme * np.float32(1 / (k - largest)))
         multiple = v.minimum(v.maximum(v.round_even(real * _reciprocal(v.splat(d))), -largest), largest - 1)
         residual = real - multiple * d
         error = v.lane_sum(curvature * residual * residual)
@@ -180,7 +180,7 @@ def symmetric_search(
         reach: how many integer scales to either side are tried.
     """
     real, curvature = _real_scales(scratch, bottom, first, step, tries)
-    d = _common_step(real, curvature, largest, min(16, largest // 2))
+    d = _common_step(real, curvature, largest, min(8, largest // 4))
     errors, scale = _integer_scales(scratch, bottom, largest, reach, v.splat(d), real * _reciprocal(v.splat(d)))
     total = v.lane_sum(errors)
     for _ in range(refinements):
