@@ -37,6 +37,7 @@ __all__ = [
     "PLAIN",
     "block_codec",
     "cache_folder",
+    "fingerprint",
     "inlined",
     "kernel",
     "scratch",
@@ -56,16 +57,19 @@ _EFFORTS = {"fast": FAST, "default": DEFAULT, "best": BEST}
 _OBJECTIVES = {"ggml": GGML, "plain": PLAIN, "importance": IMPORTANCE}
 
 
+def fingerprint(room: Path) -> str:
+    """Return a digest of the sources and data in a folder, and of the versions of what compiles them."""
+    versions = f"{numba.__version__} {llvmlite.__version__} {platform.python_version()} {np.__version__}"
+    digest = hashlib.sha256(versions.encode())
+    for source in sorted([*room.glob("*.py"), *room.glob("*.json")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 @cache
 def cache_folder() -> Path:
     """Return the folder, made if need be, that holds the machine code of this version of the kernels."""
-    digest = hashlib.sha256()
-    room = Path(__file__).parent
-    for source in sorted([*room.glob("*.py"), *room.glob("*.json")]):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    versions = f"{numba.__version__} {llvmlite.__version__} {platform.python_version()} {np.__version__}"
-    digest.update(versions.encode())
-    name = f"kernels-{digest.hexdigest()[:16]}"
+    name = f"kernels-{fingerprint(Path(__file__).parent)}"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     for parent in (chosen or platformdirs.user_cache_dir("qconv", appauthor=False), tempfile.gettempdir()):
         folder = Path(parent) / name
@@ -101,6 +105,16 @@ def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 def inlined(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Compile a part of kernels, which is never called from Python; its code is merged into that of its callers."""
     return _compile(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def merged(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Merge a large part of kernels into the source of its caller: what is called from one place compiles faster so than ``inlined``."""
+    return _compile(function, inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def subroutine(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile a large part of kernels that are called from several places, as a function of its own: it is compiled once per kernel."""
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inlined

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
@@ -223,10 +224,12 @@ _register_operators()
 
 
 def host_converts_halves() -> bool:
-    """Whether the CPU has instructions for float16.
+    """Whether the CPU that numba compiles for has instructions for float16.
 
     Without them LLVM calls a runtime routine that is not there on x86, and the process dies; so they are spelled out then.
     """
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+        return "+f16c" in (numba.config.CPU_FEATURES or "")
     if llvmlite.binding.get_default_triple().startswith(("aarch64", "arm64")):
         return True
     return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))

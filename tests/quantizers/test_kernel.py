@@ -1,0 +1,99 @@
+"""The cache of compiled kernels, and the adapter from rows to flat arrays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numba
+import numpy as np
+import platformdirs
+import pytest
+from qconv_encodings import ENCODINGS
+from weight_samples import weight_samples
+
+from qconv.quantizers import kernel
+
+# what another process prints of one encoding: its bytes, and what they decode to
+SCRIPT = """
+import sys
+import numpy as np
+import platformdirs
+from qconv.quantizers.catalog import BUILT_IN
+encoding = {it.name: it for it in BUILT_IN}["Q6_K"]
+data = np.random.default_rng(0).integers(0, 256, (8, encoding.block_bytes), np.uint8)
+sys.stdout.buffer.write(encoding.decode(data).tobytes())
+"""
+
+
+def _decode_elsewhere(folder: Path, **environment: str) -> bytes:
+    """Run ``SCRIPT`` in a process of its own, with a cache of its own."""
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(folder)} | environment
+    return subprocess.run([sys.executable, "-c", SCRIPT], env=variables, check=True, capture_output=True).stdout
+
+
+def test_the_folder_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert kernel.cache_folder.__wrapped__().parent == tmp_path
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "own"))
+    assert kernel.cache_folder.__wrapped__().parent == tmp_path / "own"
+
+
+def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert kernel.cache_folder.__wrapped__().parent == tmp_path / "temporary"
+
+
+def test_a_changed_source_gets_another_folder(tmp_path: Path) -> None:
+    seen = {kernel.fingerprint(tmp_path)}
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "helper.py").write_text(content)
+        seen.add(kernel.fingerprint(tmp_path))
+    assert len(seen) == 3
+    assert kernel.fingerprint(tmp_path) in seen
+
+
+def test_other_people_s_kernels_keep_their_cache() -> None:
+    before = numba.config.CACHE_DIR
+
+    @kernel.kernel
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    assert add(1, 2) == 3
+    assert before == numba.config.CACHE_DIR
+
+
+def test_machine_code_is_kept_and_used_again(tmp_path: Path) -> None:
+    first = _decode_elsewhere(tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
+    assert kept
+    assert _decode_elsewhere(tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")} == kept
+
+
+def test_a_cpu_without_float16_instructions_decodes_alike(tmp_path: Path) -> None:
+    if sys.platform == "linux" and os.uname().machine == "x86_64":
+        poor = _decode_elsewhere(tmp_path, NUMBA_CPU_NAME="x86-64-v2", NUMBA_CPU_FEATURES="")
+    else:
+        poor = _decode_elsewhere(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    ours = np.frombuffer(_decode_elsewhere(tmp_path / "own"), np.float32)
+    assert np.array_equal(np.frombuffer(poor, np.float32), ours, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_only_the_proportions_of_an_importance_vector_count(name: str) -> None:
+    encoding, rows = ENCODINGS[name], weight_samples(3, 512)["gauss"]
+    importance = np.exp(np.random.default_rng(0).standard_normal(512)).astype(np.float32)
+    expected = encoding.encode(rows, importance)
+    np.testing.assert_array_equal(encoding.encode(rows, importance * np.float32(2.0**40)), expected)
+    np.testing.assert_array_equal(encoding.encode(rows, np.zeros(512, np.float32)), encoding.encode(rows))
