@@ -13,6 +13,7 @@ from ...errors import FormatError
 from ...formats.base import Model
 from ...formats.getters import get_integer
 from ...plugins.manager import Registries
+from ..api import load_importance
 from ..jobs import Result, run_plan
 from ..output import check_output
 from ..plan import Plan, make_plan
@@ -28,12 +29,7 @@ def convert(
     model: Model, output: Path, settings: Settings, registries: Registries, *, dry_run: bool, as_json: bool
 ) -> None:
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
-    importance = None
-    if settings.imatrix is not None:
-        from ...formats.imatrix import read_imatrix
-
-        importance = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
-        importance = importance.filtered(settings.include_weights, settings.exclude_weights)
+    importance = load_importance(settings, registries)
     if settings.prune:
         whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
         model = prune_layers(model, settings.prune)

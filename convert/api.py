@@ -1,0 +1,77 @@
+"""The verbs of the command line for Python programs: ``qconv.open`` and ``qconv.quantize``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import UnknownFormatError
+from ..formats.base import Model
+from ..plugins.manager import Registries, load_plugins
+from ..quantizers.importance import ImportanceMatrix
+from .jobs import Result, detect, run_plan
+from .plan import make_plan
+from .settings import Settings
+
+__all__ = ["load_importance", "open", "quantize"]
+
+
+def open(path: str | Path, *, architecture: str | None = None, pre_tokenizer: str | None = None) -> Model:
+    """Open a model of any readable format; use it as a context manager, or close it.
+
+    Raises FormatError or ModelError for what cannot be read.
+
+    >>> with open("examples/prose-llama-7m") as model:
+    ...     model.tensors["blk.0.attn_q.weight"].shape
+    (256, 256)
+    """
+    registries = load_plugins().registries()
+    reader = detect(Path(path), registries)
+    if reader.open is None:
+        raise UnknownFormatError(f"{reader.name} files can be written but not read", path=path)
+    return reader.open(Path(path), registries.open_context(architecture, pre_tokenizer))
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path,
+    type_name: str = "auto",
+    *,
+    settings: Settings | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Write ``source``, of any readable format, as a GGUF file of another type: one pass, whole or absent.
+
+    Args:
+        source: model file or folder.
+        output: GGUF file to make.
+        type_name: a recipe such as ``q4_k_m``, an encoding, or ``auto`` for the source's own type.
+        settings: every other choice; its ``type_name`` is overruled.
+        progress: called with the number of output bytes whenever some are done, from worker threads, one at a time.
+
+    Raises a QconvError for anything that is wrong with the source, the request or the disk.
+    """
+    registries = load_plugins().registries()
+    chosen = replace(settings or Settings(), type_name=type_name)
+    with open(source) as model:
+        plan = make_plan(
+            model,
+            Path(output),
+            registries.formats["gguf"],
+            chosen,
+            registries.encodings,
+            load_importance(chosen, registries),
+            float_source=model.format != "gguf",
+        )
+        return run_plan(plan, chosen.force, progress or (lambda count: None))
+
+
+def load_importance(settings: Settings, registries: Registries) -> ImportanceMatrix | None:
+    """Read and filter the importance matrix that the settings name, or return None."""
+    if settings.imatrix is None:
+        return None
+    from ..formats.imatrix import read_imatrix
+
+    matrix = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
+    return matrix.filtered(settings.include_weights, settings.exclude_weights)
