@@ -208,7 +208,9 @@ def main() -> None:
             if encoding.importance is not impossible:
                 console.print(f"{encoding.name}{'' if vector is None else ' with importance'}", style="dim")
                 results.append(measure(encoding, weights, vector, options, arguments.repeats))
-    Console().print(table(results))
+    output = Console()
+    # a file or pipe has no width of its own to wrap at
+    Console(width=None if output.is_terminal else 120).print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     if arguments.figure:
