@@ -1,16 +1,18 @@
 """The search of the k-quants with a scale and a minimum: Q2_K, Q4_K, Q5_K.
 
-A weight of sub-block ``j`` is ``d * scale[j] * code - dmin * minimum[j]``: ``d`` and ``dmin`` are float16 per super-block, ``scale`` and ``minimum``
-small integers per sub-block, ``code`` a small integer per weight. All are non-negative. The search has three steps.
+A weight of sub-block ``j`` is ``d * scale[j] * code - dmin * minimum[j]``: ``d`` and ``dmin`` are float16 per super-block,
+``scale`` and ``minimum`` small integers per sub-block, ``code`` a small integer per weight. All are non-negative. The search
+has three steps.
 
-1. *Real scales.* For each sub-block, a few widely spaced inverse scales each give codes; codes give the least-squares scale and minimum in
-   closed form; one more step starts from the best of them.
-2. *Integer scales.* ``d`` and ``dmin`` follow from the largest scale and minimum. Each sub-block tries the integers around its real scale,
-   each with the two integers around the minimum that goes with it, by the true error of the quantized weights.
-3. *Refinement.* ``d`` and ``dmin`` become the least-squares ones of these integers, step 2 is repeated, and each super-block keeps the
-   better of before and after.
+1. *Real scales.* For each sub-block, a few widely spaced inverse scales, of which the first maps its range exactly to all
+   codes, each give codes; codes give the least-squares scale and minimum in closed form. One more try starts from the best.
+2. *Integer scales.* ``d`` and ``dmin`` are float16 numbers near the largest scale and minimum divided by their largest
+   integer, those of a few that all real scales and minima are best rounded to multiples of. Then each sub-block tries the
+   integers around its real scale, each with the two around the minimum that goes with it, by the true error of its weights.
+3. *Refinement.* ``d`` and ``dmin`` become the least-squares ones of these integers, the integers are searched again, and
+   each super-block keeps the better of before and after.
 
-Residuals rather than moments of the weights enter steps 2 and 3, so that nothing cancels where weights share a large offset.
+Residuals rather than moments of the weights enter the refinement, so that nothing cancels where weights share an offset.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _HUGE = 3e38
 _SMALLEST_HALF = 2.0**-24
 # a determinant below this share of its first term is mostly rounding: the codes that count are all alike
 _DEGENERATE = 1e-3
-# errors that differ by less than this share of the weights' own sum of squares are equal: real scales of alike sub-blocks must not scatter
+# errors that differ by less than this share of the weights' own sum of squares are equal: real scales of alike sub-blocks
+# must not scatter
 _NOISE = 4e-6
 # a sub-block that counts for less than this share of another has no say in the common step
 _NEGLIGIBLE = 1e-12
@@ -76,7 +79,10 @@ def _fit(scratch: FloatArray, length: int, top: int, inverse: Floats, offset: Fl
 def _real_scales(
     scratch: FloatArray, length: int, top: int, first: float, step: float, tries: int
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the least-squares scale and minimum of each sub-block over the candidates (``top + first + step * k) / range``."""
+    """Return the least-squares scale and minimum of each sub-block, and the curvatures of its error along the two.
+
+    Candidates of the inverse scale are ``top / range`` and ``(top + first + step * k) / range``.
+    """
     lowest = v.splat(_HUGE)
     highest = v.splat(-_HUGE)
     sum_w = v.splat(0)
@@ -139,9 +145,9 @@ def _bounded(value: Floats, top: int) -> Floats:
 
 @inlined
 def _common_step(real: Floats, curvature: Floats, largest: int, tries: int, subblocks: int) -> Floats:
-    """Return the float16 number of each super-block that real numbers are best rounded to multiples of; each counts by its ``curvature``.
+    """Return the float16 number of each super-block that real numbers are best rounded to multiples of.
 
-    Candidates make the largest number that counts an integer near ``largest``.
+    Each counts by its ``curvature``. Candidates make the largest number that counts an integer near ``largest``.
     """
     counting = curvature > superblock_max(curvature, subblocks) * _NEGLIGIBLE
     extreme = superblock_max(v.select(counting, real, 0.0), subblocks)
@@ -271,7 +277,7 @@ def affine_search(
         length: weights of a sub-block, 16 or 32.
         top: largest code.
         largest: largest integer scale and minimum.
-        first, step, tries: the candidates of step 1 map the range of a sub-block to ``top + first + step * k`` codes.
+        first, step, tries: the candidates of step 1 map the range of a sub-block to ``top`` and to ``top + first + step * k``.
         refinements: how often step 3 is taken.
         reach: how many integer scales to either side step 2 tries.
     """

@@ -1,9 +1,10 @@
 """The search of the k-quants without a minimum: Q3_K and Q6_K.
 
-A weight of sub-block ``j`` is ``d * scale[j] * code``: ``d`` is float16 per super-block, ``scale`` a small integer per sub-block, ``code`` one per weight.
-Codes reach from ``-bottom`` to ``bottom - 1``, so the weight that is largest in absolute value takes the side with one code more, and
-scales have a sign. The steps are those of :mod:`.affine_search`: a few widely spaced real scales with their least-squares fit; integer
-scales around the real one by the true error; a least-squares ``d`` for them and the integers again, keeping the better for each super-block.
+A weight of sub-block ``j`` is ``d * scale[j] * code``: ``d`` is float16 per super-block, ``scale`` a small integer per
+sub-block, ``code`` one per weight. Codes reach from ``-bottom`` to ``bottom - 1``, so the weight that is largest in absolute
+value takes the side with one code more, and scales have a sign. The steps are those of :mod:`.affine_search`: a few widely
+spaced real scales with their least-squares fit; the ``d`` that they are best rounded to multiples of, and the integers around
+them by the true error; a least-squares ``d`` for these and the integers again, keeping the better for each super-block.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def _reciprocal(value: Floats) -> Floats:
 
 @inlined
 def _real_scales(scratch: FloatArray, bottom: int, first: float, step: float, tries: int) -> tuple[Floats, Floats]:
-    """Return the least-squares scale of each sub-block and the sum of w * code**2 that its codes have, over the candidates that map its extreme to ``-(bottom + first + step * k)``."""
+    """Return the least-squares scale of each sub-block and the sum of w * code**2 that its codes have.
+
+    Candidates map its extreme to ``-bottom`` and to ``-(bottom + first + step * k)``.
+    """
     highest = v.splat(0)
     lowest = highest
     for place in range(LENGTH):
@@ -98,9 +102,9 @@ def _to_half(value: Real) -> Real:
 
 @inlined
 def _common_step(real: Floats, curvature: Floats, largest: int, tries: int) -> Real:
-    """Return the ``d``, a float16 number, that real scales are best rounded to multiples of; each counts by its ``curvature``.
+    """Return the ``d``, a float16 number, that real scales are best rounded to multiples of.
 
-    Candidates make the largest scale that counts an integer near ``-largest``.
+    Each counts by its ``curvature``. Candidates make the largest scale that counts an integer near ``-largest``.
     """
     counting = v.select(curvature > v.lane_max(curvature) * _NEGLIGIBLE, real, 0.0)
     highest, lowest = v.lane_max(counting), v.lane_min(counting)
@@ -169,7 +173,7 @@ def symmetric_search(
     refinements: int,
     reach: int,
 ) -> Real:
-    """Quantize the super-block in ``scratch``, leave the result in its rows ``SCALE`` and ``INVERSE``, and return ``d``, a float16 number.
+    """Quantize the super-block in ``scratch``; return ``d``, a float16 number, and leave the rest in rows ``SCALE`` and ``INVERSE``.
 
     Args:
         scratch: what ``load_group`` filled, ``SYMMETRIC_SCRATCH`` floats.
