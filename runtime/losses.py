@@ -58,7 +58,7 @@ def log_normaliser(logits: Floats) -> Doubles:
     """Return float64 (n,): log of the sum of exp over each row of float32 (n, vocabulary); float exponentials, summed in double."""
     top = logits.max(axis=1)
     total = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
-    return top + np.log(total)
+    return np.asarray(top + np.log(total), np.float64)
 
 
 def token_losses(logits: Floats, targets: NDArray[np.integer]) -> Doubles:

@@ -42,7 +42,7 @@ class Windows:
     @property
     def context(self) -> int:
         """Tokens per window."""
-        return self.tokens.shape[1]
+        return int(self.tokens.shape[1])
 
     @property
     def scored_per_window(self) -> int:
@@ -74,7 +74,9 @@ class Windows:
         return self.tokens[:, self.first_scored + 1 :]
 
 
-def cut_standard(tokens: Sequence[int], context: int, bos: int | None, limit: int | None = None) -> Windows:
+def cut_standard(
+    tokens: Sequence[int] | NDArray[np.int32], context: int, bos: int | None, limit: int | None = None
+) -> Windows:
     """Cut into chunks as llama.cpp does; ``limit`` keeps the first so many.
 
     Raises UsageError for a context below 8 and for fewer tokens than two contexts.
@@ -86,7 +88,9 @@ def cut_standard(tokens: Sequence[int], context: int, bos: int | None, limit: in
     return Windows(chunks, context // 2, bos, context)
 
 
-def cut_strided(tokens: Sequence[int], context: int, stride: int, bos: int | None, limit: int | None = None) -> Windows:
+def cut_strided(
+    tokens: Sequence[int] | NDArray[np.int32], context: int, stride: int, bos: int | None, limit: int | None = None
+) -> Windows:
     """Cut into windows that overlap; only whole windows are used.
 
     Raises UsageError for a stride that is not between 1 and ``context - 1``, and as :func:`cut_standard`.
@@ -118,7 +122,7 @@ def _kind(windows: Windows) -> tuple[int, int, int | None, int]:
     return windows.context, windows.first_scored, windows.bos, windows.stride
 
 
-def _check(tokens: Sequence[int], context: int) -> None:
+def _check(tokens: Sequence[int] | NDArray[np.int32], context: int) -> None:
     if context < 8:
         raise UsageError(f"a context of {context} tokens is too short to score anything", remedy="Use at least 8.")
     if len(tokens) < 2 * context:

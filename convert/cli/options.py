@@ -124,3 +124,11 @@ PreTokenizer = Annotated[
 ModelName = Annotated[
     str | None, typer.Option("--model-name", help="general.name of the output.", rich_help_panel=_OUTPUT)
 ]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option("--text", metavar="FILE", help="Text to measure on (UTF-8); may be repeated."),
+]
+Context = Annotated[int, typer.Option("--context", "-c", metavar="N", help="Tokens per window.")]
+Chunks = Annotated[
+    int | None, typer.Option("--chunks", min=1, metavar="N", help="Use the first N windows of each text.")
+]

@@ -75,6 +75,10 @@ def _opened(library: ctypes.CDLL, path: Path, length: int) -> Iterator[tuple[int
     try:
         parameters = library.llama_context_default_params()
         parameters.words[0] = parameters.words[1] = parameters.words[2] = length  # n_ctx, n_batch, n_ubatch
+        parameters.words[13] = 0  # no flash attention
+        if list(parameters.words[26:28]) != [1, 1]:
+            raise OSError("this llama.cpp has its cache's types elsewhere")
+        parameters.words[26] = parameters.words[27] = 0  # keys and values in F32 instead of F16
         context = library.llama_init_from_model(model, parameters)
         if not context:
             raise OSError(f"llama.cpp cannot make a context for {path}")

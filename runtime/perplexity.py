@@ -1,0 +1,132 @@
+"""Run windows of text through a model and score them, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .bases import Base, compare_with_base
+from .compact_base import TopRows
+from .divergence import Compared, concatenate
+from .forward import forward
+from .losses import token_losses
+from .network import Network
+from .windows import Windows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Integers = NDArray[np.int32]
+
+__all__ = ["BATCH_TOKENS", "ScoredRows", "ScoredWindow", "Sink", "batches", "score", "scored_rows"]
+
+BATCH_TOKENS = 2048
+"""Tokens that share one decoding of the weights, unless told otherwise."""
+
+_BLOCK_BYTES = 128 << 20  # of logits at a time
+
+Sink = Callable[["Floats", "Integers"], None]
+"""Takes logits, float32 (n, vocabulary), and the right tokens (n,), in order."""
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Logits at consecutive scored positions of one window.
+
+    Attributes:
+        window: its number.
+        part: which of its scored positions these are.
+        logits: float32 (n, vocabulary).
+        targets: int32 (n,), the right tokens.
+    """
+
+    window: int
+    part: slice
+    logits: Floats
+    targets: Integers
+
+
+@dataclass(frozen=True)
+class ScoredWindow:
+    """What one window gave.
+
+    Attributes:
+        window: its number.
+        losses: float64 (scored positions,), minus log-probabilities of the right tokens.
+        compared: how they lie beside the base's, None without one.
+    """
+
+    window: int
+    losses: NDArray[np.float64]
+    compared: Compared | None
+
+
+def batches(windows: Windows, tokens: int = BATCH_TOKENS) -> Iterator[range]:
+    """Cut the numbers of the windows into runs of about so many tokens."""
+    step = max(1, tokens // windows.context)
+    for start in range(0, len(windows.tokens), step):
+        yield range(start, min(start + step, len(windows.tokens)))
+
+
+def scored_rows(
+    network: Network,
+    windows: Windows,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    threads: int | None = None,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Iterator[ScoredRows]:
+    """Run all windows and yield the logits of their scored positions, in order. Raises as :func:`~.forward.forward`."""
+    evaluated, targets = windows.evaluated, windows.targets
+    for batch in batches(windows, batch_tokens):
+        found = forward(
+            network,
+            [evaluated[number] for number in batch],
+            wanted=windows.wanted,
+            threads=threads,
+            block_bytes=block_bytes,
+        )
+        for block in found:
+            edges = np.nonzero(np.diff(block.sequences))[0] + 1
+            for rows in np.split(np.arange(len(block.sequences)), edges):
+                window = batch[int(block.sequences[rows[0]])]
+                first = int(block.positions[rows[0]]) - windows.first_scored
+                part = slice(first, first + len(rows))
+                yield ScoredRows(window, part, block.logits[rows[0] : rows[-1] + 1], targets[window, part])
+
+
+def score(
+    network: Network,
+    windows: Windows,
+    *,
+    base: Base | None = None,
+    sinks: Sequence[Sink] = (),
+    batch_tokens: int = BATCH_TOKENS,
+    threads: int | None = None,
+) -> Iterator[ScoredWindow]:
+    """Score window after window, beside the windows of ``base`` if given; every row of logits goes to ``sinks`` as well.
+
+    Raises as :func:`~.forward.forward`.
+    """
+    references: Iterator[Floats | TopRows] | None = None if base is None else base.chunks()
+    reference: Floats | TopRows | None = None
+    losses: list[NDArray[np.float64]] = []
+    compared: list[Compared] = []
+    for rows in scored_rows(network, windows, batch_tokens=batch_tokens, threads=threads):
+        for sink in sinks:
+            sink(rows.logits, rows.targets)
+        if references is None:
+            losses.append(token_losses(rows.logits, rows.targets))
+        else:
+            reference = next(references) if rows.part.start == 0 else reference
+            assert reference is not None
+            compared.append(compare_with_base(reference, rows.part, rows.logits, rows.targets))
+            losses.append(compared[-1].loss)
+        if rows.part.stop == windows.scored_per_window:
+            together = concatenate(compared) if compared else None
+            yield ScoredWindow(rows.window, np.concatenate(losses), together)
+            losses, compared = [], []
