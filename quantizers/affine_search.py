@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import simd as v
-from .kernel import inlined
+from .kernel import inlined, merged
 from .superblocks import GROUP_SCRATCH, SUPERBLOCK, W, X, superblock_max, superblock_sum
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _refit(
     return new_d, new_dmin
 
 
-@inlined
+@merged
 def affine_search(
     scratch: FloatArray,
     length: int,

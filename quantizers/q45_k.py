@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from . import simd as v
 from .affine_search import AFFINE_SCRATCH, DMIN, INVERSE, MINIMUM, OFFSET, SCALE, D, affine_code, affine_search
 from .base import Codec
-from .kernel import GGML, block_codec, inlined, kernel, scratch
+from .kernel import GGML, block_codec, inlined, kernel, merged, scratch
 from .superblocks import STAGED, SUPERBLOCK, balance, load_group, weigh_by_deviation, weigh_by_magnitude
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _pack(work: FloatArray, part: int, top: int, out: ByteArray, start: int) -> 
 # --- encode and decode ---
 
 
-@inlined
+@merged
 def _encode(
     rows: FloatArray,
     columns: int,

@@ -17,7 +17,7 @@ search, sixteen sub-blocks live transposed in a scratch array (:func:`~.kernel.s
 
 1. *Layout*: the module docstring, the constants of block sizes and offsets.
 2. *Objective*: which weighted error is minimised, for each ``EncodeOptions.objective``.
-3. *Search*: ``@inlined`` functions on a scratch array; searches that formats share lie in modules of their own.
+3. *Search*: ``@inlined`` (or, for large parts, ``@merged``) functions on a scratch array; searches that formats share have modules.
 4. *Pack*: scales and codes into the bytes of a block, in the layout's order.
 5. ``@kernel`` entry points, ``decode(data, out)`` and ``encode(rows, ..., out)``, on flat arrays; and ``codec(name) -> Codec``, which
    ``catalog.py`` calls. :mod:`.kernel` has the decorators and the adapter from row arrays to flat ones.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import simd as v
-from .kernel import inlined
+from .kernel import inlined, merged
 from .superblocks import GROUP_SCRATCH, W, X
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _refit(scratch: FloatArray, bottom: int, d: Real, scale: Floats) -> Real:
     return d + v.lane_sum(scale * slope) / curvature if curvature > 0 else d
 
 
-@inlined
+@merged
 def symmetric_search(
     scratch: FloatArray,
     bottom: int,
