@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,7 @@ def _library() -> ctypes.CDLL:
         ("llama_vocab_is_control", ctypes.c_bool, [pointer, i32]),
         ("llama_tokenize", i32, [pointer, ctypes.c_char_p, i32, pointer, i32, ctypes.c_bool, ctypes.c_bool]),
         ("llama_token_to_piece", i32, [pointer, i32, ctypes.c_char_p, i32, i32, ctypes.c_bool]),
+        ("llama_detokenize", i32, [pointer, pointer, i32, ctypes.c_char_p, i32, ctypes.c_bool, ctypes.c_bool]),
         ("llama_log_set", None, [_LOG_CALLBACK, pointer]),
         ("llama_backend_init", None, []),
     ):
@@ -95,15 +96,32 @@ class LlamaVocabulary:
         return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Token ids of ``text``."""
-        raw = text.encode()
-        buffer = (ctypes.c_int32 * (len(raw) + 16))()
+        """Token ids of ``text``; lone surrogates stand for bytes that are no UTF-8."""
+        raw = text.encode(errors="surrogateescape")
+        buffer = (ctypes.c_int32 * (3 * len(raw) + 16))()  # U+FFFD, which damaged bytes become, has three bytes
         count = self._library.llama_tokenize(
             self._vocabulary, raw, len(raw), buffer, len(buffer), add_special, parse_special
         )
         if count < 0:
             raise RuntimeError(f"llama_tokenize returned {count}")
         return list(buffer[:count])
+
+    def piece(self, token: int, *, special: bool = True) -> bytes:
+        """The bytes of one token; control tokens have some only with ``special``."""
+        buffer = ctypes.create_string_buffer(1024)
+        count = self._library.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, special)
+        if count < 0:
+            raise RuntimeError(f"token {token} has {-count} bytes")
+        return buffer.raw[:count]
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of ``tokens`` without control tokens."""
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        buffer = ctypes.create_string_buffer(64 * len(tokens) + 64)
+        count = self._library.llama_detokenize(self._vocabulary, array, len(tokens), buffer, len(buffer), False, False)
+        if count < 0:
+            raise RuntimeError(f"the text has {-count} bytes")
+        return buffer.raw[:count]
 
     def close(self) -> None:
         """Free the model."""
