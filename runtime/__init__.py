@@ -20,5 +20,6 @@ a model larger than memory runs::
 ``head``          output norm and logits, in slabs of the vocabulary
 ``cache``         keys and values of earlier positions
 ``hooks``         what a pass tells whoever collects statistics or compares two models
+``tokenizer``     text to tokens and back, from the metadata of any model
 ================= ==========================================================================================
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import TokenizerError
 from ..formats.gguf.strings import encode_text
+from ..formats.huggingface.tokenizer_vocabulary import TokenType
 from .tokenizer_damage import is_damaged, stretches
 from .tokenizer_vocabulary import Vocabulary
 
@@ -34,7 +35,8 @@ class ScoreMerger:
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
         self._ids = vocabulary.ids
         self._scores = vocabulary.scores
-        self._unknown = vocabulary.roles.get("unk")
+        unknown = vocabulary.roles.get("unk")
+        self._unknown = None if unknown is None or vocabulary.types[unknown] is not TokenType.UNKNOWN else unknown
         self._path = path
         self._bytes = [vocabulary.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
         self._spells_all = None not in self._bytes

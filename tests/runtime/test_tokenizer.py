@@ -222,11 +222,11 @@ def test_ids_that_are_no_tokens(example: Tokenizer, token: int) -> None:
 
 
 def test_characters_without_any_token() -> None:
-    tokens = ["</s>", "<s>", "a", "▁"]
-    metadata = llama_metadata(tokens, unknown_token_id=None, bos_token_id=1, eos_token_id=0)
-    tokenizer = tokenizer_of(metadata)
-    assert tokenizer.encode("b").tolist() == [1, 3, 0]  # llama.cpp's default: token 0 is the unknown one
-    assert tokenizer.vocabulary.roles["unk"] == 0
+    """The token that llama.cpp takes for the unknown one is another here, and would be a wrong number."""
+    tokenizer = tokenizer_of(llama_metadata(["</s>", "<s>", "a", "▁"], bos_token_id=1, eos_token_id=0))
+    assert tokenizer.encode("a").tolist() == [1, 3, 2]
+    with pytest.raises(TokenizerError, match=r"neither a token for 'é', nor byte tokens, nor an unknown token.*covers"):
+        tokenizer.encode("a é")
 
 
 def test_the_digest_is_that_of_the_vocabulary(example: Tokenizer, example_model: Path, tmp_path: Path) -> None:
