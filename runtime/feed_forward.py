@@ -3,107 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .configuration import Configuration
 from .elementwise import ACTIVATIONS, softmax
 from .hooks import Hooks
 from .network import Dense, Experts
-from .weights import Matrix, WeightStream, vector_values
+from .weights import product, products
+from .workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-__all__ = ["dense", "dense_slabs", "mixture"]
+__all__ = ["dense", "mixture"]
 
 
-def dense_slabs(layer: Dense) -> list[Matrix]:
-    """Return the slabs of a feed-forward in the order in which :func:`dense` takes them: gate and up in turns, then down."""
-    up, down = layer.up.matrix.slabs(), layer.down.matrix.slabs()
-    if layer.gate is None:
-        return [*up, *down]
-    return [slab for pair in zip(layer.gate.matrix.slabs(), up, strict=True) for slab in pair] + down
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The tokens of one expert: ``rows`` of the run, and ``places``, which of each token's choices it is."""
+
+    expert: int
+    rows: NDArray[np.intp]
+    places: NDArray[np.intp]
 
 
-def dense(
-    stream: WeightStream,
-    configuration: Configuration,
-    layer: Dense,
-    inputs: Floats,
-    hooks: Hooks,
-    *,
-    rows: NDArray[np.intp] | None = None,
-    expert: int | None = None,
-) -> Floats:
-    """Return float32 (n, hidden), the feed-forward of ``inputs`` (n, hidden), whose slabs have been announced.
+def dense(workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks: Hooks) -> Floats:
+    """Return float32 (n, hidden), the feed-forward of ``inputs`` (n, hidden)."""
+    hooks.collect([part.matrix for part in (layer.gate, layer.up) if part is not None], inputs)
+    (middle,) = _middles(workers, [(inputs, layer)], activation, hooks)
+    hooks.collect([layer.down.matrix], middle)
+    result = product(workers, middle, layer.down)
+    hooks.report(layer.down.matrix.name, result)
+    return result
 
-    ``rows`` and ``expert`` are for the hooks, where this is one expert of a mixture.
+
+def mixture(workers: Workers, layer: Experts, used: int, activation: str, inputs: Floats, hooks: Hooks) -> Floats:
+    """Return float32 (n, hidden): each token's ``used`` experts, chosen by softmax of the router, their shares scaled to sum to 1.
+
+    Only experts with tokens are read.
     """
-    matrices = [part.matrix for part in (layer.gate, layer.up) if part is not None]
-    hooks.collect(matrices, inputs, rows, expert)
-    activate = ACTIVATIONS[configuration.facts.activation]
-    middle = np.empty((len(inputs), layer.up.matrix.rows), np.float32)
-    biases = [
-        None if part is None or part.bias is None else vector_values(part.bias) for part in (layer.gate, layer.up)
-    ]
-    for slab in layer.up.matrix.slabs():
-        columns = slice(slab.first - layer.up.matrix.first, slab.first - layer.up.matrix.first + slab.rows)
-        result = middle[:, columns]
-        products: list[Floats] = []
-        for part, bias in zip((layer.gate, layer.up), biases, strict=True):
-            if part is None:
-                continue
-            window = part.matrix.window(columns.start, columns.stop)
-            product = np.empty((len(inputs), slab.rows), np.float32) if part is layer.gate else result
-            stream.multiply(inputs, window, product)
-            if bias is not None:
-                product += bias[columns]
-            if expert is None:
-                hooks.report(window.name, product, window.first)
-            products.append(product)
-        activate(products[0])
-        if len(products) == 2:
-            result *= products[0]
-    hooks.collect([layer.down.matrix], middle, rows, expert)
-    out = stream.product(middle, layer.down.matrix)
-    if layer.down.bias is not None:
-        out += vector_values(layer.down.bias)
-    if expert is None:
-        hooks.report(layer.down.matrix.name, out)
-    return out
-
-
-def mixture(stream: WeightStream, configuration: Configuration, layer: Experts, inputs: Floats, hooks: Hooks) -> Floats:
-    """Return float32 (n, hidden): each token's experts, by softmax of the router and the largest few, weighted by shares that sum to 1.
-
-    The router's slabs have been announced; only experts with tokens are read.
-    """
-    hooks.collect([layer.router], inputs)
-    shares = stream.product(inputs, layer.router)
-    hooks.report(layer.router.name, shares)
+    hooks.collect([layer.router.matrix], inputs)
+    shares = product(workers, inputs, layer.router)
+    hooks.report(layer.router.matrix.name, shares)
     softmax(shares)
-    chosen = np.argsort(-shares, axis=1, kind="stable")[:, : configuration.experts_used]
+    chosen = np.argsort(-shares, axis=1, kind="stable")[:, :used]
     weights = np.take_along_axis(shares, chosen, axis=1)
     weights /= weights.sum(axis=1, keepdims=True)
-    assigned = _assignments(chosen, len(layer.experts))
-    for expert, _ in assigned:
-        stream.expect(dense_slabs(layer.experts[expert]))
+
+    parts = _shares(chosen, len(layer.experts))
+    experts = [layer.experts[part.expert] for part in parts]
+    routed = [inputs[part.rows] for part in parts]
+    for part, expert, values in zip(parts, experts, routed, strict=True):
+        matrices = [linear.matrix for linear in (expert.gate, expert.up) if linear is not None]
+        hooks.collect(matrices, values, part.rows, part.expert)
+    middles = _middles(workers, list(zip(routed, experts, strict=True)), activation)
+    for part, expert, values in zip(parts, experts, middles, strict=True):
+        hooks.collect([expert.down.matrix], values, part.rows, part.expert)
+    results = products(workers, [(values, expert.down) for values, expert in zip(middles, experts, strict=True)])
+
     out = np.zeros_like(inputs)
-    for expert, (rows, places) in assigned:
-        result = dense(stream, configuration, layer.experts[expert], inputs[rows], hooks, rows=rows, expert=expert)
-        result *= weights[rows, places][:, None]
-        out[rows] += result
+    for part, result in zip(parts, results, strict=True):
+        result *= weights[part.rows, part.places][:, None]
+        out[part.rows] += result
     hooks.report(layer.experts[0].down.matrix.name, out)
     return out
 
 
-def _assignments(
-    chosen: NDArray[np.intp], experts: int
-) -> Sequence[tuple[int, tuple[NDArray[np.intp], NDArray[np.intp]]]]:
-    """Return (expert, (tokens, which of their choices it is)) for every expert that was chosen."""
-    found = ((expert, np.nonzero(chosen == expert)) for expert in range(experts))
-    return [(expert, (pair[0], pair[1])) for expert, pair in found if len(pair[0])]
+def _shares(chosen: NDArray[np.intp], experts: int) -> list[_Share]:
+    """Return the tokens of every expert that ``chosen`` (n, used) names."""
+    found = (_Share(expert, *np.nonzero(chosen == expert)) for expert in range(experts))
+    return [share for share in found if len(share.rows)]
+
+
+def _middles(
+    workers: Workers, pairs: Sequence[tuple[Floats, Dense]], activation: str, hooks: Hooks | None = None
+) -> list[Floats]:
+    """Return what goes into the down projection for each (inputs, feed-forward): float32 (n, width).
+
+    A slab of the gate and the same of the up projection are one task, so that the gate's result never exists as a whole.
+    """
+    middles = [np.empty((len(inputs), layer.up.matrix.rows), np.float32) for inputs, layer in pairs]
+    traced = hooks is not None and hooks.trace is not None
+    activate = ACTIVATIONS[activation]
+
+    def compute(task: tuple[int, slice]) -> list[tuple[str, int, Floats]]:
+        """Fill some columns; return what to report."""
+        number, rows = task
+        inputs, layer = pairs[number]
+        result = middles[number][:, rows]
+        layer.up.apply(inputs, rows, result)
+        first = layer.up.matrix.first + rows.start
+        reports = [(layer.up.matrix.name, first, result.copy())] if traced else []
+        if layer.gate is None:
+            activate(result)
+            return reports
+        gate = np.empty(result.shape, np.float32)
+        layer.gate.apply(inputs, rows, gate)
+        if traced:
+            reports.insert(0, (layer.gate.matrix.name, layer.gate.matrix.first + rows.start, gate.copy()))
+        activate(gate)
+        result *= gate
+        return reports
+
+    tasks = [(number, rows) for number, (_, layer) in enumerate(pairs) for rows in layer.up.matrix.slabs()]
+    for reports in workers.map(compute, tasks):
+        for name, first, values in reports:
+            if hooks is not None:
+                hooks.report(name, values, first)
+    return middles

@@ -9,14 +9,14 @@ import numpy as np
 
 from ..errors import ModelError, UsageError
 from ..quantizers.finite import first_non_finite
-from .block import Run, Span, block_slabs, run_block
+from .block import Run, Span, run_block
 from .cache import Cache
 from .configuration import RopeSettings
 from .head import Logits, yield_logits
 from .hooks import Collector, Hooks, Trace
 from .network import Experts, Network
 from .rope import rope_table
-from .weights import WeightStream
+from .workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def forward(
         collector: told what every matrix is multiplied by.
         trace: told the result of every matrix.
         cache: holds earlier positions of the sequences, which these continue, and takes up these. None: sequences begin here.
-        threads: of the pool that decodes weights; None for the number of processors. BLAS has threads of its own.
+        threads: how many work side by side; None for the number of processors. BLAS is limited to one thread meanwhile.
         block_bytes: bound of one result's array; a smaller one decodes the output's weights more often.
 
     Raises:
@@ -70,14 +70,14 @@ def forward(
     owners = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
     hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
     rows = _wanted_rows(wanted, tokens)
-    with WeightStream(threads) as stream:
-        run = Run(network.configuration, stream, _spans(network, positions), hooks, cache)
+    with Workers(threads) as workers:
+        run = Run(network.configuration, workers, _spans(network, positions), hooks, cache)
         hidden = _embed(network, tokens, hooks)
         _run_blocks(network, run, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
                 cache.advance(number, len(ids))
-        for found in yield_logits(network, stream, hidden, rows, hooks, block_bytes):
+        for found in yield_logits(network, workers, hidden, rows, hooks, block_bytes):
             _check_finite(network, found.logits, found.sequences, found.positions, "the output")
             yield found
 
@@ -176,17 +176,9 @@ def _embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -
 
 def _run_blocks(network: Network, run: Run, hidden: Floats) -> None:
     """Carry the residual stream through all blocks, in place."""
-    announced = 0
     for block in network.blocks:
-        # a mixture's experts are announced when they are known, so nothing of the next block may stand before them
-        ahead = block.index + (1 if isinstance(block.feed_forward, Experts) else 2)
-        for following in network.blocks[announced:ahead]:
-            run.stream.expect(block_slabs(following))
-        announced = max(announced, ahead)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            run_block(run, block, hidden)
-        name = f"block {block.index}"
-        _check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, name)
+        run_block(run, block, hidden)
+        _check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, f"block {block.index}")
 
 
 def _check_finite(

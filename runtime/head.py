@@ -12,7 +12,8 @@ from .block import normalise
 from .elementwise import soft_cap
 from .hooks import Hooks
 from .network import Network
-from .weights import WeightStream
+from .weights import product
+from .workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Logits:
 
 
 def yield_logits(
-    network: Network, stream: WeightStream, hidden: Floats, rows: NDArray[np.intp], hooks: Hooks, block_bytes: int
+    network: Network, workers: Workers, hidden: Floats, rows: NDArray[np.intp], hooks: Hooks, block_bytes: int
 ) -> Iterator[Logits]:
     """Yield the logits of ``rows`` of the residual stream in blocks of at most ``block_bytes`` (one row at least).
 
@@ -47,10 +48,10 @@ def yield_logits(
     step = max(1, block_bytes // (4 * network.vocabulary))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        inputs = normalise(network.configuration, network.output_norm, hidden[part])
-        hooks.collect([network.output], inputs, part)
-        stream.expect(network.output.slabs())
-        logits = stream.product(inputs, network.output)
+        inputs = hidden[part]
+        normalise(network.configuration, network.output_norm, inputs, inputs)
+        hooks.collect([network.output.matrix], inputs, part)
+        logits = product(workers, inputs, network.output)
         if network.configuration.final_soft_cap is not None:
             soft_cap(logits, network.configuration.final_soft_cap)
         yield Logits(hooks.sequences[part], hooks.positions[part], logits)

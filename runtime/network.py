@@ -13,17 +13,9 @@ from ..errors import MissingTensorError, ShapeError, UnmappedTensorError
 from ..formats.architectures import Architecture
 from ..formats.base import Model, Tensor
 from .configuration import Configuration, read_configuration
-from .weights import Matrix, Vector
+from .weights import Linear, Matrix, Vector
 
-__all__ = ["Attention", "Block", "Dense", "Experts", "Linear", "Network", "Norm", "load_network"]
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A projection: ``x @ matrix.T + bias``."""
-
-    matrix: Matrix
-    bias: Vector | None = None
+__all__ = ["Attention", "Block", "Dense", "Experts", "Network", "Norm", "load_network"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +53,7 @@ class Dense:
 class Experts:
     """A mixture: the router, and one gated feed-forward per expert."""
 
-    router: Matrix
+    router: Linear
     experts: tuple[Dense, ...]
 
 
@@ -99,7 +91,7 @@ class Network:
     positions: Tensor | None
     blocks: tuple[Block, ...]
     output_norm: Norm
-    output: Matrix
+    output: Linear
     rope_divisors: NDArray[np.float32] | None = None
     long_divisors: NDArray[np.float32] | None = None
     short_divisors: NDArray[np.float32] | None = None
@@ -107,7 +99,7 @@ class Network:
     @property
     def vocabulary(self) -> int:
         """Number of tokens that have an embedding and a logit."""
-        return self.output.rows
+        return self.output.matrix.rows
 
 
 def load_network(model: Model, architectures: Iterable[Architecture] | None = None) -> Network:
@@ -130,7 +122,9 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
         positions=place.tensor("position_embd.weight", (None, configuration.hidden)) if learned else None,
         blocks=tuple(_block(place, index) for index in range(configuration.layers)),
         output_norm=place.norm("output_norm", configuration.hidden),
-        output=Matrix(embedding, 0, vocabulary) if tied else place.matrix("output", vocabulary, configuration.hidden),
+        output=Linear(Matrix(embedding, 0, vocabulary))
+        if tied
+        else place.linear("output", vocabulary, configuration.hidden),
         rope_divisors=place.table("rope_freqs.weight", rotated),
         long_divisors=place.table("rope_factors_long.weight", rotated),
         short_divisors=place.table("rope_factors_short.weight", rotated),
@@ -165,17 +159,14 @@ class _Place:
         self.used.add(name)
         return tensor
 
-    def matrix(self, name: str, rows: int, columns: int | None) -> Matrix:
-        """Return the matrix ``{name}.weight``; None: any number of columns."""
-        return Matrix(self.tensor(f"{name}.weight", (rows, columns)), 0, rows)
-
     def vector(self, name: str, size: int) -> Vector | None:
         """Return a vector, or None where there is none."""
         return Vector(self.tensor(name, (size,)), 0, size) if name in self.model.tensors else None
 
     def linear(self, name: str, rows: int, columns: int | None) -> Linear:
-        """Return a projection, its bias included where there is one."""
-        return Linear(self.matrix(name, rows, columns), self.vector(f"{name}.bias", rows))
+        """Return a projection, its bias included where there is one; None: any number of columns."""
+        matrix = Matrix(self.tensor(f"{name}.weight", (rows, columns)), 0, rows)
+        return Linear(matrix, self.vector(f"{name}.bias", rows))
 
     def parts(self, name: str, sizes: tuple[int, ...], columns: int) -> list[Linear]:
         """Return a fused projection as one per part, each of so many rows."""
@@ -274,7 +265,7 @@ def _experts(place: _Place, name: str) -> Experts:
     width = down.columns
     gate, up = (place.tensor(f"{name}ffn_{kind}_exps.weight", (count, width, hidden)) for kind in ("gate", "up"))
     return Experts(
-        place.matrix(name + "ffn_gate_inp", count, hidden),
+        place.linear(name + "ffn_gate_inp", count, hidden),
         tuple(
             Dense(
                 Linear(Matrix(gate, expert * width, width)),

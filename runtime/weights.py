@@ -1,31 +1,28 @@
-"""Matrices as slabs of rows, decoded ahead of their use by a pool of threads, each slab once."""
+"""Matrices that are decoded slab by slab where they are multiplied, and forgotten."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..formats.base import Tensor
+from .workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Matrix", "Vector", "WeightStream", "vector_values"]
+__all__ = ["Linear", "Matrix", "Vector", "product", "products"]
 
-SLAB_WEIGHTS = 1 << 22
-"""Weights of a slab, 16 MiB of float32: long enough for BLAS at full speed, small beside a layer."""
+SLAB_WEIGHTS = 1 << 19
+"""Weights of a slab, 2 MiB of float32, which is decoded and multiplied by one thread."""
 
-AHEAD_BYTES = 96 << 20
-"""Float32 bytes that are decoded before they are asked for."""
+SLAB_ROWS = 256
+"""Rows that a slab has at least (a shorter matrix apart), so that BLAS comes within a few percent of its full speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +47,14 @@ class Matrix:
         """Return rows ``start`` to ``stop`` of this matrix."""
         return Matrix(self.tensor, self.first + start, stop - start)
 
-    def slabs(self) -> list[Matrix]:
-        """Return the matrix cut into windows of about :data:`SLAB_WEIGHTS` weights."""
-        count = max(1, -(-self.rows * self.columns // SLAB_WEIGHTS))
-        step = -(-self.rows // count)
-        return [self.window(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+    def slabs(self) -> list[slice]:
+        """Return the matrix cut into slabs of about :data:`SLAB_WEIGHTS` weights, as slices of its rows."""
+        step = max(SLAB_ROWS, SLAB_WEIGHTS // self.columns)
+        return [slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
 
-    def decode(self) -> Floats:
-        """Read and return the rows, float32 (rows, columns)."""
-        return self.tensor.rows(self.first, self.first + self.rows)
+    def decode(self, rows: slice) -> Floats:
+        """Read and return some rows, float32 (rows, columns)."""
+        return self.tensor.rows(self.first + rows.start, self.first + rows.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,79 +65,41 @@ class Vector:
     first: int
     size: int
 
+    def decode(self) -> Floats:
+        """Read and return the elements, float32 (size,)."""
+        values: Floats = self.tensor.rows(0, 1)[0, self.first : self.first + self.size]
+        return values
 
-def vector_values(vector: Vector) -> Floats:
-    """Read and return the elements, float32 (size,)."""
-    values: Floats = vector.tensor.rows(0, 1)[0, vector.first : vector.first + vector.size]
-    return values
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A projection: ``x @ matrix.T + bias``."""
+
+    matrix: Matrix
+    bias: Vector | None = None
+
+    def apply(self, inputs: Floats, rows: slice, out: Floats) -> None:
+        """Fill ``out`` (n, rows) with some columns of the projection of ``inputs`` (n, columns): those of ``rows`` of the matrix."""
+        np.matmul(inputs, self.matrix.decode(rows).T, out=out)
+        if self.bias is not None:
+            out += self.bias.decode()[rows]
 
 
-class WeightStream:
-    """Decodes slabs in the order in which they are announced, some of them ahead of their use.
+def products(workers: Workers, pairs: Sequence[tuple[Floats, Linear]]) -> list[Floats]:
+    """Return for each (inputs, projection) float32 (n, rows), the projection of ``inputs`` (n, columns); every slab is decoded once."""
+    results = [np.empty((len(inputs), linear.matrix.rows), np.float32) for inputs, linear in pairs]
 
-    :meth:`expect` and :meth:`take` are for one thread, that of the forward pass; reading and decoding happen in the pool.
+    def multiply(task: tuple[int, slice]) -> None:
+        number, rows = task
+        inputs, linear = pairs[number]
+        linear.apply(inputs, rows, results[number][:, rows])
 
-    Args:
-        threads: size of the pool; None for the number of processors.
-        ahead_bytes: float32 bytes to hold beyond the slab in use.
-    """
+    workers.map(
+        multiply, [(number, rows) for number, (_, linear) in enumerate(pairs) for rows in linear.matrix.slabs()]
+    )
+    return results
 
-    def __init__(self, threads: int | None = None, ahead_bytes: int = AHEAD_BYTES) -> None:
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="weights")
-        self._announced: deque[Matrix] = deque()
-        self._decoding: deque[tuple[Matrix, Future[Floats]]] = deque()
-        self._room = ahead_bytes
 
-    def expect(self, slabs: Iterable[Matrix]) -> None:
-        """Announce slabs that will be taken, in this order, after those announced before."""
-        self._announced.extend(slabs)
-        self._start()
-
-    def take(self, slab: Matrix) -> Floats:
-        """Return the weights of ``slab``, float32 (rows, columns); it must be the next one announced."""
-        if not self._decoding:
-            self._start(at_least=1)
-        announced, future = self._decoding.popleft() if self._decoding else (None, None)
-        assert future is not None and announced == slab, f"{slab.name} is not the next matrix"
-        weights = future.result()
-        self._room += weights.nbytes
-        self._start()
-        return weights
-
-    def multiply(self, inputs: Floats, slab: Matrix, out: Floats) -> None:
-        """Fill ``out`` (n, rows) with ``inputs`` (n, columns) times the transposed slab, the next one announced."""
-        np.matmul(inputs, self.take(slab).T, out=out)
-
-    def product(self, inputs: Floats, matrix: Matrix, out: Floats | None = None) -> Floats:
-        """Return ``inputs`` (n, columns) times the transposed matrix, float32 (n, rows); its slabs are the next ones announced."""
-        result = np.empty((len(inputs), matrix.rows), np.float32) if out is None else out
-        for slab in matrix.slabs():
-            start = slab.first - matrix.first
-            self.multiply(inputs, slab, result[:, start : start + slab.rows])
-        return result
-
-    def _start(self, at_least: int = 0) -> None:
-        while self._announced:
-            nbytes = 4 * self._announced[0].rows * self._announced[0].columns
-            if nbytes > self._room and at_least <= 0:
-                return
-            slab = self._announced.popleft()
-            self._room -= nbytes
-            at_least -= 1
-            self._decoding.append((slab, self._pool.submit(slab.decode)))
-
-    def close(self) -> None:
-        """Drop what was announced and end the threads."""
-        self._announced.clear()
-        for _, future in self._decoding:
-            future.cancel()
-        self._decoding.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def product(workers: Workers, inputs: Floats, linear: Linear) -> Floats:
+    """Return float32 (n, rows): the projection of ``inputs`` (n, columns)."""
+    return products(workers, [(inputs, linear)])[0]
