@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .architectures import Architecture
+    from .architectures.base import Architecture
 
 __all__ = ["Format", "Layout", "Model", "OpenContext", "OutputTensor", "Part", "Placement", "Tensor", "WriteOptions"]
 
