@@ -33,9 +33,10 @@ SYMMETRIC_SCRATCH = GROUP_SCRATCH + 2 * v.LANES
 _HUGE = 3e38
 _SMALLEST_HALF = 2.0**-24
 # sums that differ by less are equal: real scales of alike sub-blocks must not scatter by rounding
-_NOISE = 1.000002
+_NOISE = 1.0000005
 # a sub-block that counts for less than this share of another has no say in the common step
 _NEGLIGIBLE = 1e-12
+_OCTAVES = 3
 
 
 @inlined
@@ -104,17 +105,19 @@ def _to_half(value: Real) -> Real:
 def _common_step(real: Floats, curvature: Floats, largest: int, tries: int) -> Real:
     """Return the ``d``, a float16 number, that real scales are best rounded to multiples of.
 
-    Each counts by its ``curvature``. Candidates make the largest scale that counts an integer near ``-largest``.
+    Each counts by its ``curvature``. Candidates make the largest scale that counts an integer near ``-largest``, or a half, a
+    quarter and an eighth of it: a lone large scale is met more closely where float16 has more digits.
     """
     counting = v.select(curvature > v.lane_max(curvature) * _NEGLIGIBLE, real, 0.0)
     highest, lowest = v.lane_max(counting), v.lane_min(counting)
     extreme = highest if highest > -lowest else lowest
     best: Real = np.float32(_HUGE)
     chosen = _to_half(extreme * np.float32(-1 / largest))
-    for k in range(tries):
-        d = _to_half(extreme * np.float32(1 / (k - largest)))
-        multiple = v.minimum(v.maximum(v.round_even(real * _reciprocal(v.splat(d))), -largest), largest - 1)
-        residual = real - multiple * d
+    for k in range(tries + _OCTAVES):
+        multiple = largest - k if k < tries else largest >> (k - tries + 1)
+        d = _to_half(extreme * np.float32(-1 / multiple))
+        nearest = v.minimum(v.maximum(v.round_even(real * _reciprocal(v.splat(d))), -largest), largest - 1)
+        residual = real - nearest * d
         error = v.lane_sum(curvature * residual * residual)
         if error < best:
             best = error
