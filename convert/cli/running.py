@@ -49,6 +49,7 @@ def _plain(label: str, total: int) -> Callable[[str], None]:
             return
         last = now
         left = (now - started) / done * (total - done)
-        print(f"{label}: {done} of {total}, {left:.0f} s left, {result}", file=sys.stderr, flush=True)
+        words = f"{label}: {done} of {total}, {left:.0f} s left" + (f", {result}" if result else "")
+        print(words, file=sys.stderr, flush=True)
 
     return advance
