@@ -167,16 +167,23 @@ def _common_step(real: Floats, curvature: Floats, largest: int, tries: int, subb
 
 
 @inlined
-def _error(scratch: FloatArray, length: int, top: int, scale: Floats, minimum: Floats) -> Floats:
-    """Return the sum of w * r**2 over the weights of each sub-block, ``r`` being what quantization leaves of a weight."""
+def _errors(
+    scratch: FloatArray, length: int, top: int, scale: Floats, below: Floats, above: Floats
+) -> tuple[Floats, Floats]:
+    """Return sums of w * r**2 over the weights of each sub-block at two minima, ``r`` being what quantization leaves of a weight."""
     inverse = _reciprocal(scale)
-    offset = minimum * inverse
-    error = v.splat(0)
+    offset_below = below * inverse
+    offset_above = above * inverse
+    error_below = v.splat(0)
+    error_above = v.splat(0)
     for place in range(length):
         x = v.load(scratch, X + place * v.LANES)
-        residual = (x + minimum) - affine_code(x, inverse, offset, top) * scale
-        error += v.load(scratch, W + place * v.LANES) * residual * residual
-    return error
+        w = v.load(scratch, W + place * v.LANES)
+        residual = (x + below) - affine_code(x, inverse, offset_below, top) * scale
+        error_below += w * residual * residual
+        residual = (x + above) - affine_code(x, inverse, offset_above, top) * scale
+        error_above += w * residual * residual
+    return error_below, error_above
 
 
 @inlined
@@ -209,14 +216,15 @@ def _integer_scales(
     best_minimum = _bounded(v.round_even(minimum), largest)
     for change in range(-reach, reach + 1):
         new_scale = _bounded(nearest + change, largest)
-        below = v.floor(minimum + (new_scale - scale) * slope)
-        for step in range(2):
-            new_minimum = _bounded(below + step, largest)
-            error = _error(scratch, length, top, new_scale * d, new_minimum * dmin)
-            better = error < best
-            best = v.select(better, error, best)
-            best_scale = v.select(better, new_scale, best_scale)
-            best_minimum = v.select(better, new_minimum, best_minimum)
+        floor = v.floor(minimum + (new_scale - scale) * slope)
+        below, above = _bounded(floor, largest), _bounded(floor + 1, largest)
+        error, error_above = _errors(scratch, length, top, new_scale * d, below * dmin, above * dmin)
+        new_minimum = v.select(error_above < error, above, below)
+        error = v.minimum(error_above, error)
+        better = error < best
+        best = v.select(better, error, best)
+        best_scale = v.select(better, new_scale, best_scale)
+        best_minimum = v.select(better, new_minimum, best_minimum)
     return best, best_scale, best_minimum
 
 

@@ -42,7 +42,7 @@ TOP, LARGEST_SCALE = 3, 15
 SPREAD = 8.0  # share of the mean square in the objective with importance
 
 # by effort: candidates of the real scale (their first and step are relative to TOP), refinements, reach of integer scales
-FIRST, STEP, TRIES = (-0.6, -0.9, -1.2), (0.5, 0.3, 0.15), (4, 7, 16)
+FIRST, STEP, TRIES = (-0.6, -0.8, -1.2), (0.5, 0.4, 0.15), (4, 6, 16)
 REFINEMENTS, REACH = (0, 1, 2), (1, 1, 2)
 
 
