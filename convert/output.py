@@ -2,7 +2,7 @@
 
 A part is written as ``NAME.qconv-part`` beside its final name, at its full size from the start, so that a full disk shows before any
 work is done. Its header stays zero until everything else is there: no state of a crash leaves a readable wrong file. The seal
-writes the headers, waits until the disk has everything, and renames, the first part last.
+writes the headers and records, waits until the disk has everything, and renames, the first part last.
 """
 
 from __future__ import annotations
@@ -134,10 +134,11 @@ class OutputFiles:
         return PositionalFile(self._paths[part]), start
 
     def seal(self, digests: Mapping[str, str]) -> None:
-        """Write the headers, make everything durable, and put each part under its final name."""
+        """Write headers and records, make everything durable, and put each part under its final name."""
         try:
             for part, descriptor in zip(self.layout.parts, self._descriptors, strict=True):
-                write_at(descriptor, memoryview(part.header(digests)), 0)
+                for offset, record in ((0, part.header(digests)), *part.records):
+                    write_at(descriptor, memoryview(record), offset)
                 os.fsync(descriptor)
         except OSError as error:
             self.discard()

@@ -157,15 +157,17 @@ class Part:
     Attributes:
         path: final name.
         size: bytes of the whole file, known before any weight is read.
-        placements: tensors with their offsets; all bytes that neither they nor the header cover are zero.
+        placements: tensors with their offsets; all bytes that nothing else covers are zero.
         header: given the lower-case hexadecimal SHA-256 of each placed tensor by name, returns the bytes to write at offset 0.
             Their number does not depend on the digests.
+        records: offsets and bytes that a format without an index puts between its tensors.
     """
 
     path: Path
     size: int
     placements: tuple[Placement, ...]
     header: Callable[[Mapping[str, str]], bytes]
+    records: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
