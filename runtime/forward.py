@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError, UsageError
-from ..quantizers.finite import first_non_finite
 from .block import Run, Span, run_block
 from .cache import Cache
 from .configuration import RopeSettings
@@ -29,6 +28,7 @@ __all__ = ["LOGIT_BLOCK_BYTES", "Logits", "activation_bytes", "forward"]
 LOGIT_BLOCK_BYTES = 256 << 20
 """Largest array of logits that :func:`forward` yields, unless told otherwise."""
 
+_LARGEST = 1e17  # a sum of squares of some thousand such numbers still fits float32
 _NEARBY_ROWS = 8  # embeddings of tokens this close are read in one go
 
 
@@ -184,12 +184,12 @@ def _run_blocks(network: Network, run: Run, hidden: Floats) -> None:
 def _check_finite(
     network: Network, values: Floats, sequences: NDArray[np.intp], positions: NDArray[np.intp], name: str
 ) -> None:
-    """Raise ModelError where ``values`` (n, columns) hold NaN or infinity."""
-    found = first_non_finite(values.view(np.uint8), "F32")
-    if found is not None:
-        row, column = found
-        raise ModelError(
-            f"channel {column} after {name} is {values[row, column]} at position {positions[row]} of sequence {sequences[row]}",
-            path=network.path,
-            remedy=f"A weight of {name} is damaged or its type has too small a range; compare with the source of the model.",
-        )
+    """Raise ModelError where ``values`` (n, columns) hold NaN, infinity, or what the next norm would square to infinity and so to zero."""
+    if max(float(values.max()), -float(values.min())) < _LARGEST:  # NaN is not less either
+        return
+    row, column = np.argwhere(~(np.abs(values) < _LARGEST))[0]
+    raise ModelError(
+        f"channel {column} after {name} is {values[row, column]} at position {positions[row]} of sequence {sequences[row]}",
+        path=network.path,
+        remedy=f"A weight of {name} is damaged or its type has too small a range; compare with the source of the model.",
+    )

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_networks import open_folder
 from transformers_models import CASES, PROMPTS, Case, save
 
-from qconv.formats.base import OpenContext
-from qconv.formats.huggingface import open_huggingface
 from qconv.runtime.forward import forward
 from qconv.runtime.network import load_network
 
@@ -27,9 +26,9 @@ def reference(model: Any, prompt: list[int]) -> np.ndarray[Any, Any]:
 @pytest.mark.oracles
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_case", CASES, ids=lambda item: item.name)
-def test_logits_are_those_of_transformers(model_case: Case, tmp_path: Path, context: OpenContext) -> None:
+def test_logits_are_those_of_transformers(model_case: Case, tmp_path: Path) -> None:
     source = save(tmp_path / "model", model_case)
-    with open_huggingface(tmp_path / "model", context) as model:
+    with open_folder(tmp_path / "model") as model:
         found = [block.logits for prompt in PROMPTS for block in forward(load_network(model), [prompt])]
     for logits, prompt in zip(found, PROMPTS, strict=True):
         wanted = reference(source, prompt)
