@@ -3,7 +3,8 @@
 A kernel is compiled on its first call, once per user: the machine code is kept in ``platformdirs.user_cache_dir("qconv")``, in a folder whose
 name holds a digest of the sources of this room and the versions of numba, llvmlite and Python. numba itself compares only the file
 of the function that is called, and would go on running old code after a change in a helper of another file.
-``NUMBA_CACHE_DIR``, where the user has set it, is used instead of the user's cache folder; a temporary folder where neither can be written.
+``NUMBA_CACHE_DIR``, where the user has set it, is used instead of the user's cache folder; where that cannot be written, a temporary folder
+serves for the life of the process.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -47,6 +50,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _DECORATING = threading.Lock()
+_KEPT_DAYS = 60
 FAST, DEFAULT, BEST = 0, 1, 2
 """Values of ``effort`` in :class:`EncodeKernel`."""
 
@@ -70,16 +74,26 @@ def fingerprint(room: Path) -> str:
 def cache_folder() -> Path:
     """Return the folder, made if need be, that holds the machine code of this version of the kernels."""
     name = f"kernels-{fingerprint(Path(__file__).parent)}"
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    for parent in (chosen or platformdirs.user_cache_dir("qconv", appauthor=False), tempfile.gettempdir()):
-        folder = Path(parent) / name
-        try:
+    parent = Path(os.environ.get("NUMBA_CACHE_DIR") or platformdirs.user_cache_dir("qconv", appauthor=False))
+    folder = parent / name
+    try:
+        if not folder.is_dir():
+            _forget_old(parent)
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
         if os.access(folder, os.W_OK):
             return folder
+    except OSError:
+        pass
+    # a folder of our own, never one of a name that others could guess and fill: what lies in the cache is executed
     return Path(tempfile.mkdtemp(prefix=name))
+
+
+def _forget_old(parent: Path) -> None:
+    """Delete what older versions of the kernels left, once nobody has used it for a while."""
+    limit = time.time() - _KEPT_DAYS * 86400
+    for folder in parent.glob("kernels-*"):
+        if max((file.stat().st_mtime for file in folder.iterdir()), default=0.0) < limit:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compile(function: Callable[Parameters, Result], **options: object) -> Callable[Parameters, Result]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numba
@@ -50,7 +51,20 @@ def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    assert kernel.cache_folder.__wrapped__().parent == tmp_path / "temporary"
+    folder = kernel.cache_folder.__wrapped__()
+    assert folder.parent == tmp_path / "temporary"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert kernel.cache_folder.__wrapped__() != folder  # nobody can prepare it for us
+
+
+def test_what_old_versions_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    for name, age in (("kernels-old", 100), ("kernels-recent", 10), ("other", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "code").touch()
+        os.utime(tmp_path / name / "code", (time.time() - age * 86400,) * 2)
+    own = kernel.cache_folder.__wrapped__()
+    assert {path.name for path in tmp_path.iterdir()} == {"kernels-recent", "other", own.name}
 
 
 def test_a_changed_source_gets_another_folder(tmp_path: Path) -> None:
