@@ -9,20 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from ...errors import EncodingError, FormatError, TruncatedError
-from ...quantizers.base import Encoding
-from ..base import Tensor
+from ...errors import FormatError, TruncatedError
 from ..positional import PositionalFile
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ..stored import StoredTensor, lazy_tensor
 
 __all__ = ["StoredTensor", "lazy_tensor", "read_header"]
 
@@ -32,35 +24,13 @@ NAME_MAX = 1 << 10  # characters
 DIMENSIONS_MAX = 8
 ELEMENTS_MAX = 1 << 62
 
-# dtype to bits per element; those that ENCODINGS lacks can be described but not read as weights
+# dtype to bits per element; some can be described but not read as weights
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-_ENCODINGS: Mapping[str, str] = {name: name for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")}
 _LFS_POINTER = b"version https://git-lfs"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a header.
-
-    Attributes:
-        name: as in the file.
-        dtype: safetensors' name (``BF16``).
-        shape: NumPy order.
-        offset: position of its first byte in the file.
-        nbytes: its length.
-        file: the open file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    file: PositionalFile
 
 
 def read_header(file: PositionalFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -84,34 +54,6 @@ def read_header(file: PositionalFile) -> tuple[dict[str, StoredTensor], dict[str
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_contiguous(file, tensors, 8 + length)
     return {tensor.name: tensor for tensor in tensors}, metadata
-
-
-def lazy_tensor(stored: StoredTensor, encodings: Mapping[str, Encoding]) -> Tensor:
-    """Return the tensor with rows read from the file when asked for; raises EncodingError for dtypes that hold no plain weights."""
-    name = _ENCODINGS.get(stored.dtype)
-    if name is None:
-        raise EncodingError(
-            f"its dtype {stored.dtype} cannot be read as weights",
-            path=stored.file.path,
-            tensor=stored.name,
-            remedy="Use the original BF16, F16 or F32 checkpoint of this model.",
-        )
-    encoding = encodings[name]
-    row_bytes = encoding.row_bytes(stored.shape[-1] if stored.shape else 1)
-    return Tensor(
-        stored.name,
-        stored.shape,
-        encoding,
-        partial(_read_rows, stored, row_bytes),
-        f"{stored.file.path.name}: {stored.name}",
-    )
-
-
-def _read_rows(stored: StoredTensor, row_bytes: int, start: int, stop: int) -> NDArray[np.uint8]:
-    out = np.empty((stop - start, row_bytes), np.uint8)
-    if out.size:  # a view of nothing cannot be cast to bytes
-        stored.file.read_into(out.data, stored.offset + start * row_bytes, stored.name)
-    return out
 
 
 def _refuse_length(file: PositionalFile, length: int) -> None:

@@ -1,0 +1,83 @@
+"""Tensors as checkpoint files hold them: a dtype, a shape and a place; rows are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import EncodingError
+from ..quantizers.base import Encoding
+from .base import Tensor
+from .positional import PositionalFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["StoredTensor", "lazy_tensor", "read_rows"]
+
+# dtypes that hold plain weights, and the encodings of the same layout
+_ENCODINGS: Mapping[str, str] = {name: name for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+        name: as in the file.
+        dtype: safetensors' name (``BF16``).
+        shape: NumPy order.
+        offset: position of its first element in the file, in bytes.
+        nbytes: bytes of its elements.
+        file: the open file.
+        strides: elements from one index to the next, per axis; None where the rows follow one another.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    file: PositionalFile
+    strides: tuple[int, ...] | None = None
+
+
+def lazy_tensor(stored: StoredTensor, encodings: Mapping[str, Encoding]) -> Tensor:
+    """Return the tensor with rows read from the file when asked for; raises EncodingError for dtypes that hold no plain weights."""
+    name = _ENCODINGS.get(stored.dtype)
+    if name is None:
+        raise EncodingError(
+            f"its dtype {stored.dtype} cannot be read as weights",
+            path=stored.file.path,
+            tensor=stored.name,
+            remedy="Use the original BF16, F16 or F32 checkpoint of this model.",
+        )
+    encoding = encodings[name]
+    return Tensor(
+        stored.name,
+        stored.shape,
+        encoding,
+        partial(read_rows, stored, encoding.block_bytes),
+        f"{stored.file.path.name}: {stored.name}",
+    )
+
+
+def read_rows(stored: StoredTensor, item: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """Return uint8 (stop - start, columns * item), the rows as they are in the file, ``item`` bytes per element.
+
+    Raises TruncatedError where the file has become shorter.
+    """
+    if stored.strides is not None:
+        from .strided import StridedView, gather_rows
+
+        view = StridedView(stored.file, stored.offset, stored.shape, stored.strides, item, stored.name)
+        return gather_rows(view, start, stop)
+    width = (stored.shape[-1] if stored.shape else 1) * item
+    out = np.empty((stop - start, width), np.uint8)
+    if out.size:  # a view of nothing cannot be cast to bytes
+        stored.file.read_into(out.data, stored.offset + start * width, stored.name)
+    return out
