@@ -43,7 +43,9 @@ __all__ = [
     "fingerprint",
     "inlined",
     "kernel",
+    "merged",
     "scratch",
+    "subroutine",
 ]
 
 Parameters = ParamSpec("Parameters")

@@ -125,6 +125,7 @@ def _bytes(data: np.ndarray, out: np.ndarray, copy: np.ndarray) -> int:
     v.store(out, 16, v.load_signed_bytes(data, 1))
     v.store(out, 32, v.load_shorts(data, 1))
     v.store(out, 48, v.gather_int(data, v.lane_indices() * 2))
+    v.store(out, 64, v.load_words(data, 1))
     v.store_bytes(copy, 0, v.load_bytes(data, 0))
     v.store_shorts(copy, 16, v.load_shorts(data, 16))
     v.store_short(copy, 48, v.load_short(data, 48))
@@ -132,12 +133,13 @@ def _bytes(data: np.ndarray, out: np.ndarray, copy: np.ndarray) -> int:
 
 
 def test_bytes_and_shorts_are_read_and_written_unaligned() -> None:
-    data = np.random.default_rng(0).integers(0, 256, 64, np.uint8)
-    out, copy = np.empty(64, np.int32), np.zeros(50, np.uint8)
+    data = np.random.default_rng(0).integers(0, 256, 65, np.uint8)
+    out, copy = np.empty(80, np.int32), np.zeros(50, np.uint8)
     last = _bytes(data, out, copy)
     shorts = data[1:33].copy().view("<u2")
-    expected = [data[1:17], data[1:17].view(np.int8), shorts, data[:32:2]]
-    np.testing.assert_array_equal(out.reshape(4, 16), np.array([e.astype(np.int32) for e in expected]))
+    words = data[1:65].copy().view("<i4")
+    expected = [data[1:17], data[1:17].view(np.int8), shorts, data[:32:2], words]
+    np.testing.assert_array_equal(out.reshape(5, 16), np.array([e.astype(np.int32) for e in expected]))
     np.testing.assert_array_equal(copy, data[:50])
     assert last == int(data[49]) | int(data[50]) << 8
 
