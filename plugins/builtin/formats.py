@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def register_formats(register: Callable[[Format], None]) -> None:
     """Add each format package's ``FORMAT``, in the order in which detection tries them."""
-    from ...formats import gguf, huggingface
+    from ...formats import ggml, gguf, huggingface
 
-    for package in (gguf, huggingface):
+    for package in (gguf, huggingface, ggml):
         register(package.FORMAT)

@@ -147,7 +147,8 @@ def write_layout(layout: Layout, data: dict[str, bytes]) -> list[Path]:
     for part in layout.parts:
         content = bytearray(part.size)
         header = part.header(digests)
-        content[: len(header)] = header
+        for offset, record in ((0, header), *part.records):
+            content[offset : offset + len(record)] = record
         for placement in part.placements:
             raw = data[placement.tensor.name]
             assert len(raw) == placement.tensor.nbytes
