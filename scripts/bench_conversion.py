@@ -2,7 +2,7 @@
 
     python scripts/bench_conversion.py [--folder DIR] [--only NAME]... [--json FILE]
 
-It makes synthetic Llama folders (random BF16 weights, the example's tokenizer) of 4.0 GB and of 0.4 billion weights, converts them
+"bar" is what the project demands. It makes synthetic Llama folders (random BF16 weights, the example's tokenizer) of 4.0 GB and of 0.4 billion weights, converts them
 with warm kernels, and prints the least time of several runs. Memory is the largest anonymous resident set (RssAnon) of the process,
 sampled every 10 ms. It needs 13 GB of disk and, for llama.cpp's side, nothing: its figures come from the documentation.
 """
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def make_folder(shape: Shape, parent: Path) -> Path:
 def run(command: list[str]) -> tuple[float, int]:
     """Run a command; return its wall seconds and its largest RssAnon in bytes; raises CalledProcessError where it fails."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         try:
@@ -152,14 +153,52 @@ def bench_copy(folder: Path, found: dict[str, float]) -> None:
     shutil.rmtree(source)
 
 
+def make_imatrix(source: Path, path: Path) -> None:
+    """Write an importance matrix of log-normal values for every matrix of the blocks of a GGUF file."""
+    import qconv
+    from qconv.formats.imatrix import gguf_imatrix
+    from qconv.quantizers.importance import ImportanceEntry, ImportanceMatrix
+
+    random = np.random.default_rng(0)
+    with qconv.open(source) as model:
+        entries = {
+            it.name: ImportanceEntry(
+                np.exp(random.standard_normal((1, it.columns))).astype(np.float32) * 1000, np.array([1000.0])
+            )
+            for it in model.tensors.values()
+            if it.name.startswith("blk.") and len(it.shape) == 2
+        }
+    path.write_bytes(gguf_imatrix(ImportanceMatrix(entries, ("synthetic",), 2, 500)))
+
+
+def bench_requantize(folder: Path, found: dict[str, float]) -> None:
+    """``qconv quantize`` of an F16 GGUF of 0.4 billion weights, with warm kernels and an importance matrix."""
+    source = make_folder(SMALL, folder)
+    half, output, matrix = folder / "half.gguf", folder / "small.gguf", folder / "imatrix.gguf"
+    run([*QCONV, "hf-to-gguf", str(source), "-o", str(half), "--type", "f16"])
+    shutil.rmtree(source)
+    make_imatrix(half, matrix)
+    for type_name, bar in (("q4_k_m", 2.5), ("iq4_xs", 6), ("iq3_s", 6), ("iq2_xs", 12)):
+        for options, label in (([], ""), (["--imatrix", str(matrix)], " with importance")):
+            if type_name == "iq2_xs" and not options:
+                continue
+            command = [*QCONV, "quantize", str(half), str(output), "--type", type_name, "--force", *options]
+            run(command)  # compiles what is not compiled yet
+            seconds, memory = best(3, partial(run, command))
+            found[f"F16 GGUF, 0.4 G weights, to {type_name}{label}, s (bar {bar})"] = seconds
+            found[f"F16 GGUF, 0.4 G weights, to {type_name}{label}, peak anonymous memory, MB"] = memory / 1e6
+    for path in (half, output, matrix):
+        path.unlink()
+
+
 def bench_quantize(folder: Path, found: dict[str, float]) -> None:
     """Hugging Face BF16 to Q4_K_M of a model of 0.4 billion weights, with warm kernels."""
     source = make_folder(SMALL, folder)
     output = folder / "small.gguf"
-    run([*QCONV, "warmup", "Q4_K", "Q6_K"])
+    run([*QCONV, "warmup", "Q4_K", "Q5_K", "Q6_K", "Q8_0"])
     for type_name in ("q4_k_m", "q5_k_m", "q6_k", "q8_0"):
         command = [*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--type", type_name, "--force"]
-        seconds, memory = best(3, lambda command=command: run(command))  # type: ignore[misc]  # a default argument binds it
+        seconds, memory = best(3, partial(run, command))
         found[f"0.4 G weights to {type_name}, s" + (" (bar 3)" if type_name == "q4_k_m" else "")] = seconds
         found[f"0.4 G weights to {type_name}, peak anonymous memory, MB"] = memory / 1e6
     output.unlink()
@@ -177,7 +216,7 @@ def bench_start(folder: Path, found: dict[str, float]) -> None:
     output.unlink()
 
 
-BENCHES = {"start": bench_start, "quantize": bench_quantize, "copy": bench_copy}
+BENCHES = {"start": bench_start, "quantize": bench_quantize, "requantize": bench_requantize, "copy": bench_copy}
 
 
 def main() -> None:
@@ -192,7 +231,7 @@ def main() -> None:
         for name in arguments.only or BENCHES:
             BENCHES[name](Path(folder), found)
     for label, value in found.items():
-        print(f"{label:65} {value:10.3f}")
+        print(f"{label:75} {value:10.3f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
