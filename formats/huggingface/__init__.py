@@ -1,4 +1,4 @@
-"""Hugging Face folders: ``config.json``, safetensors files and a tokenizer."""
+"""Hugging Face folders: ``config.json``, weights in safetensors or torch's form, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_huggingface(path: Path, context: OpenContext) -> Model:
 
 FORMAT = Format(
     name="huggingface",
-    description="folder with config.json, safetensors weights and a tokenizer",
+    description="folder with config.json, weights (safetensors or pytorch_model*.bin) and a tokenizer",
     detect=_detect,
     open=open_huggingface,
 )

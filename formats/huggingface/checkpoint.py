@@ -1,23 +1,53 @@
-"""Which safetensors files make up a checkpoint, and all of their tensors under one roof."""
+"""Which weight files make up a checkpoint, and all of their tensors under one roof: safetensors, or torch's ``pytorch_model*.bin``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import FormatError, MissingFileError
+from ..pickles import read_pickled_checkpoint
 from ..positional import PositionalFile
+from ..stored import StoredTensor
 from .json_files import read_json_object
-from .safetensors import StoredTensor, read_header
+from .safetensors import read_header
 
 __all__ = ["Checkpoint", "checkpoint_files", "open_checkpoint"]
 
-INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _LISTED = 8  # names per message
-_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One form of weight files: what they are called, and what reads one of them."""
+
+    stem: str
+    suffix: str
+    pattern: str
+    read: Callable[[PositionalFile], Mapping[str, StoredTensor]]
+
+    @property
+    def single(self) -> str:
+        """The name of a file that holds the whole model."""
+        return self.stem + self.suffix
+
+    @property
+    def index(self) -> str:
+        """The name of the list of weight files."""
+        return f"{self.single}.index.json"
+
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        """Return the files of a folder that can hold a model's weights, by name."""
+        found = sorted(path for path in folder.glob(self.pattern) if not path.name.startswith((".", "adapter_")))
+        others = tuple(path for path in found if not path.name.startswith("consolidated"))
+        return others or tuple(found)
+
+
+_SAFETENSORS = _Kind("model", ".safetensors", "*.safetensors", lambda file: read_header(file)[0])
+_PICKLES = _Kind("pytorch_model", ".bin", "pytorch_model*.bin", lambda file: read_pickled_checkpoint(file).tensors)
 
 
 @dataclass(frozen=True)
@@ -26,7 +56,7 @@ class Checkpoint:
 
     Attributes:
         tensors: every tensor by name, file by file in the order of their data.
-        files: the safetensors files, and the index if there is one.
+        files: the weight files, and the index if there is one.
         notes: what the user should know.
         handles: to close.
     """
@@ -43,37 +73,37 @@ class Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> tuple[Path, ...]:
-    """Return the ``*.safetensors`` files of a folder that can hold a model's weights, by name."""
-    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith((".", "adapter_")))
-    others = tuple(path for path in found if not path.name.startswith("consolidated"))
-    return others or tuple(found)
+    """Return the weight files of a folder, by name: ``*.safetensors``, or where there is none ``pytorch_model*.bin``."""
+    return _SAFETENSORS.files(folder) or _PICKLES.files(folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the files of a checkpoint and check them against its index; raises FormatError or MissingFileError.
 
-    As in transformers, ``model.safetensors`` comes before an index; without either, every ``*.safetensors`` file is read.
+    As in transformers, safetensors come before ``pytorch_model*.bin``, and a single file (``model.safetensors``) before an index; without either,
+    every file of the kind is read.
     """
     notes: list[str] = []
-    index = folder / INDEX
+    kind = _PICKLES if _is_pickled(folder) else _SAFETENSORS
+    index = folder / kind.index
     weight_map: dict[str, str] | None = None
-    if (folder / _SINGLE).exists():
-        paths: tuple[Path, ...] = (folder / _SINGLE,)
+    if (folder / kind.single).exists():
+        paths: tuple[Path, ...] = (folder / kind.single,)
         if index.exists():
-            notes.append(f"{INDEX} is ignored, since {_SINGLE} is there too")
+            notes.append(f"{kind.index} is ignored, since {kind.single} is there too")
     elif index.exists():
-        weight_map = _read_index(index)
+        weight_map = _read_index(index, kind)
         paths = tuple(folder / name for name in dict.fromkeys(weight_map.values()))
         _demand(f"that {index.name} names", [path for path in paths if not path.exists()])
     else:
-        paths = checkpoint_files(folder)
+        paths = kind.files(folder)
         _check_parts(folder, paths)
     handles: list[PositionalFile] = []
     try:
         tensors: dict[str, StoredTensor] = {}
         for path in paths:
             handles.append(PositionalFile(path))
-            for name, stored in read_header(handles[-1])[0].items():
+            for name, stored in kind.read(handles[-1]).items():
                 if name in tensors:
                     raise FormatError(
                         f"is in {tensors[name].file.path.name} and again in {path.name}",
@@ -92,14 +122,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(tensors, files, tuple(notes), tuple(handles))
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def _is_pickled(folder: Path) -> bool:
+    """Whether the folder has torch's weight files and none of safetensors, not even a list of them."""
+    if _SAFETENSORS.files(folder) or (folder / _SAFETENSORS.index).exists():
+        return False
+    return bool(_PICKLES.files(folder)) or (folder / _PICKLES.index).exists()
+
+
+def _read_index(path: Path, kind: _Kind) -> dict[str, str]:
     weight_map = read_json_object(path, "the list of weight files").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("has no weight_map from tensors to files", path=path, remedy="Download it again.")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain(file):
+        if not isinstance(file, str) or not _is_plain(file, kind.suffix):
             raise FormatError(
-                f"puts the tensor into {file!r}, which is no name of a safetensors file in this folder",
+                f"puts the tensor into {file!r}, which is no name of a {kind.suffix[1:]} file in this folder",
                 path=path,
                 tensor=name,
                 remedy="File names in an index have no folders; do not trust this download.",
@@ -107,9 +144,9 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _is_plain(name: str) -> bool:
-    """Whether ``name`` is a safetensors file name without folders, on any system."""
-    return name.endswith(".safetensors") and not name.startswith(".") and not set(name) & set('/\\:\0"<>|?*')
+def _is_plain(name: str, suffix: str) -> bool:
+    """Whether ``name`` is a file name with the suffix and without folders, on any system."""
+    return name.endswith(suffix) and not name.startswith(".") and not set(name) & set('/\\:\0"<>|?*')
 
 
 def _demand(which: str, missing: list[Path]) -> None:
@@ -126,7 +163,7 @@ def _check_parts(folder: Path, paths: tuple[Path, ...]) -> None:
     """Demand all parts of files called ``NAME-00001-of-00003.safetensors``; raises MissingFileError."""
     if not paths:
         raise MissingFileError(
-            "the folder has no .safetensors file",
+            "the folder has no .safetensors file, nor pytorch_model.bin",
             path=folder,
             remedy="Download the model's weights in safetensors form.",
         )
@@ -134,7 +171,8 @@ def _check_parts(folder: Path, paths: tuple[Path, ...]) -> None:
     for name in sorted(names):
         if match := _PART.fullmatch(name):
             count = int(match["count"])
-            missing = [f"{match['stem']}-{part:05d}-of-{count:05d}.safetensors" for part in range(1, count + 1)]
+            suffix = Path(name).suffix
+            missing = [f"{match['stem']}-{part:05d}-of-{count:05d}{suffix}" for part in range(1, count + 1)]
             _demand(f"that belong to {name}", [folder / part for part in missing if part not in names])
 
 

@@ -52,6 +52,7 @@ def read_tokenizer(
     *,
     vocab_rows: int,
     hints: Mapping[str, Scalar] = _NO_HINTS,
+    vocabulary: Vocabulary | None = None,
 ) -> TokenizerResult:
     """Return the tokenizer of ``folder`` as GGUF metadata.
 
@@ -62,6 +63,7 @@ def read_tokenizer(
         vocab_rows: rows of the embedding matrix, which the token list is padded or trimmed to.
         hints: what the architecture prescribes where the files are silent: ``add_bos_token``, ``add_eos_token``,
             ``add_space_prefix``.
+        vocabulary: the vocabulary, where the caller has read it from a file that is not Hugging Face's.
 
     Raises TokenizerError where there is no tokenizer, or none that GGUF can hold; FormatError where a file is malformed.
     """
@@ -69,7 +71,9 @@ def read_tokenizer(
         raise TokenizerError(f"the embedding matrix has {vocab_rows} rows", path=folder)
     found = find_tokenizer_files(folder)
     templates = read_chat_templates(found)
-    vocabulary = add_tokens(_read_vocabulary(found, context.pre_tokenizer), added_tokens(found))
+    if vocabulary is None:
+        vocabulary = _read_vocabulary(found, context.pre_tokenizer)
+    vocabulary = add_tokens(vocabulary, added_tokens(found))
     special = special_tokens(vocabulary, found, config, vocab_rows, templates.default)
     affixes = read_affixes(vocabulary, found, special.ids, hints)
     ids = {**affixes.ids, **special.ids}
