@@ -1,4 +1,4 @@
-"""``qconv verify``: whether every bit of a file is as it was written."""
+"""``qconv verify``: whether every bit of a file, or of a folder with a checklist, is as it was written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="GGUF file with digests, as qconv writes them.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="GGUF file with digests, as qconv writes them, or folder with Meta's checklist.chk."
+        ),
+    ],
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare every byte of a GGUF file with the digests stored in it; finds a single flipped bit."""
+    if model.is_dir():
+        _verify_folder(model, as_json)
+        return
     from ...formats.gguf.verify import verify_gguf
     from ...plugins.manager import load_plugins
     from ..settings import Settings
@@ -46,4 +54,27 @@ def verify(
             typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {problem}", err=True)
         typer.echo("Download or convert it again.", err=True)
     if not found.ok:
+        raise typer.Exit(1)
+
+
+def _verify_folder(folder: Path, as_json: bool) -> None:
+    """Compare the files of a Meta checkpoint with its checklist."""
+    from ...formats.meta.checklist import NAME, read_checklist, verify_checklist
+    from . import report
+
+    total = sum((folder / name).stat().st_size for name in read_checklist(folder) if (folder / name).is_file())
+    with report.progress_bar(folder.name, total, quiet=as_json) as progress:
+        found = verify_checklist(folder, progress)
+    damaged = [name for name, same in found.items() if not same]
+    if as_json:
+        report.print_json({"path": str(folder), "ok": not damaged, "files": found})
+    elif damaged:
+        for name in damaged:
+            typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {name} differs from {NAME}", err=True)
+        typer.echo("Download it again.", err=True)
+    else:
+        report.console().print(
+            f"{folder}: whole: {len(found)} files, {total:,} bytes as {NAME} has them", soft_wrap=True
+        )
+    if damaged:
         raise typer.Exit(1)
