@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError, QconvError, UnknownFormatError
-from ..formats.base import Format, Model
+from ..formats.base import Format, Layout, Model
 from ..plugins.manager import Registries
 from .execute import execute
 from .journal import Journal
@@ -77,10 +77,16 @@ def open_model(
         yield model
 
 
-def run_plan(plan: Plan, force: bool, progress: Callable[[int], None]) -> Result:
+def run_plan(
+    plan: Plan,
+    force: bool,
+    progress: Callable[[int], None],
+    certify: Callable[[Plan, OutputFiles, Mapping[str, str]], Layout] | None = None,
+) -> Result:
     """Carry a plan out: nothing appears under the final name before it is whole.
 
     An interrupted run (Ctrl-C, a kill, a power cut) is continued by the next with the same plan; a failed one leaves nothing.
+    ``certify``, given the written tensors and their digests, returns the layout whose headers are to be sealed.
     Raises OutputExistsError, DiskFullError, BusyError, NonFiniteError, or what the source's reader raises.
     """
     started = time.monotonic()
@@ -106,11 +112,12 @@ def run_plan(plan: Plan, force: bool, progress: Callable[[int], None]) -> Result
         raise
     try:
         done = execute(plan, files, progress)
+        layout = None if certify is None else certify(plan, files, done.digests)
     except QconvError:
         files.discard()
         raise
     except BaseException:
         files.keep()
         raise
-    files.seal(done.digests)
+    files.seal(done.digests, layout)
     return Result(paths, done.digests, time.monotonic() - started, done.resumed, done.replaced)

@@ -28,11 +28,13 @@ class Subject:
         model: its file or folder, open.
         network: ready for a forward pass.
         tokenizer: of the model.
+        known_identity: the model's, where it is known already.
     """
 
     model: Model
     network: Network
     tokenizer: Tokenizer
+    known_identity: ModelIdentity | None = None
 
     @property
     def bos(self) -> int | None:
@@ -41,8 +43,8 @@ class Subject:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Digests of the model; the first use reads every byte of its tensors."""
-        return identify_model(self.model)
+        """Digests of the model; where they are not known, the first use reads every byte of its tensors."""
+        return identify_model(self.model) if self.known_identity is None else self.known_identity
 
 
 @contextmanager

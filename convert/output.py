@@ -133,10 +133,11 @@ class OutputFiles:
         part, start = self._where[tensor]
         return PositionalFile(self._paths[part]), start
 
-    def seal(self, digests: Mapping[str, str]) -> None:
-        """Write headers and records, make everything durable, and put each part under its final name."""
+    def seal(self, digests: Mapping[str, str], layout: Layout | None = None) -> None:
+        """Write headers and records (of ``layout``, if given), make everything durable, and put each part under its final name."""
+        parts = (self.layout if layout is None else layout).parts
         try:
-            for part, descriptor in zip(self.layout.parts, self._descriptors, strict=True):
+            for part, descriptor in zip(parts, self._descriptors, strict=True):
                 for offset, record in ((0, part.header(digests)), *part.records):
                     write_at(descriptor, memoryview(record), offset)
                 os.fsync(descriptor)

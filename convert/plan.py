@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EncodingError, OutputError, UsageError
-from ..formats.base import Format, Layout, Model, OutputTensor, Tensor
+from ..formats.base import Format, Layout, Model, OutputTensor, Tensor, WriteOptions
 from ..formats.metadata import Field, string, uint32
 from ..quantizers.base import EncodeOptions, Encoding, ImportanceUse
 from ..quantizers.recipes.choose import check_importance, choose_types, unmatched_rules
@@ -39,6 +39,7 @@ _BASE_MEMORY = (
     330 << 20
 )  # Python, NumPy, numba and its compiler at work: bytes, measured by scripts/bench_conversion.py
 _SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
+_RECEIPT = "qconv.receipt."  # keys that speak of one file, not of what is made from it
 _DERIVED = frozenset({"general.file_type", "general.quantization_version", "qconv.version"})  # written anew, at the end
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 
@@ -74,6 +75,7 @@ class Plan:
         threads: worker threads.
         allow_nonfinite: whether NaN and infinity become zeros.
         notes: what the user should know.
+        lay_out: returns the layout with other metadata instead.
     """
 
     model: Model
@@ -85,6 +87,7 @@ class Plan:
     threads: int
     allow_nonfinite: bool
     notes: tuple[str, ...]
+    lay_out: Callable[[Mapping[str, Field]], Layout]
 
     @property
     def weights(self) -> int:
@@ -173,19 +176,31 @@ def make_plan(
     write = settings.write
     if settings.keep_split:
         write = replace(write, part_of={tensor.name: tensor.part for tensor in ordered})
-    layout = target.lay_out(output, metadata, [step.target for step in steps], write)
+    lay_out = partial(_lay_out, target.lay_out, output, [step.target for step in steps], write)
     unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request)]
     return Plan(
         model=model,
         recipe=recipe.name,
         steps=steps,
         metadata=metadata,
-        layout=layout,
+        layout=lay_out(metadata),
         encode_options=settings.encode,
         threads=settings.threads,
         allow_nonfinite=settings.allow_nonfinite,
         notes=(*model.notes, *unused),
+        lay_out=lay_out,
     )
+
+
+def _lay_out(
+    writer: Callable[[Path, Mapping[str, Field], Sequence[OutputTensor], WriteOptions], Layout],
+    output: Path,
+    tensors: Sequence[OutputTensor],
+    options: WriteOptions,
+    metadata: Mapping[str, Field],
+) -> Layout:
+    """Return the layout, metadata being the last argument."""
+    return writer(output, metadata, tensors, options)
 
 
 def _step(tensor: Tensor, choice: Choice, encodings: Mapping[str, Encoding], matrix: ImportanceMatrix | None) -> Step:
@@ -217,7 +232,9 @@ def _metadata(
     importance: ImportanceMatrix | None,
 ) -> dict[str, Field]:
     """Return the source's metadata with what the conversion changes."""
-    fields = {key: field for key, field in model.metadata.items() if key not in _DERIVED}
+    fields = {
+        key: field for key, field in model.metadata.items() if key not in _DERIVED and not key.startswith(_RECEIPT)
+    }
     if steps:
         number = _dominant_file_type(steps) if file_type is None else file_type
         if number is not None:

@@ -52,6 +52,10 @@ class Settings:
         keep_split: cut the output into parts as the source is.
         prune: numbers of the blocks to leave out.
         threads: worker threads.
+        validate: texts to validate the result on before it is sealed; none: no validation.
+        validate_context: tokens per window.
+        validate_chunks: most windows of each text.
+        max_kld: largest mean divergence from the source, None for the default of the result's type.
         force: replace an existing output.
         allow_nonfinite: write zeros for NaN and infinity.
     """
@@ -74,6 +78,10 @@ class Settings:
     keep_split: bool = False
     prune: frozenset[int] = frozenset()
     threads: int = field(default_factory=_cores)
+    validate: tuple[Path, ...] = ()
+    validate_context: int = 512
+    validate_chunks: int = 16
+    max_kld: float | None = None
     force: bool = False
     allow_nonfinite: bool = False
 

@@ -16,9 +16,18 @@ import numpy as np
 from ..errors import MissingFileError, ModelError
 from ..formats.base import Model, Tensor
 from ..formats.getters import get_string
-from ..formats.metadata import Field
+from ..formats.metadata import Field, ValueType
 
-__all__ = ["SAMPLE_SIZE", "ModelIdentity", "Text", "identify_model", "read_text", "same_lineage", "tensor_digest"]
+__all__ = [
+    "SAMPLE_SIZE",
+    "ModelIdentity",
+    "Text",
+    "identify_model",
+    "plain",
+    "read_text",
+    "same_lineage",
+    "tensor_digest",
+]
 
 SAMPLE_SIZE: Final = 64
 _SLAB = 1 << 22
@@ -91,7 +100,7 @@ def identify_model(
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="digest") as pool:
         found = list(pool.map(digest, tensors))
     prefix = model.architecture + "."
-    keys = {key: _plain(field) for key, field in sorted(model.metadata.items()) if key.startswith(prefix)}
+    keys = {key: plain(field) for key, field in sorted(model.metadata.items()) if key.startswith(prefix)}
     lines = [(tensor.name, tensor.shape, tensor.encoding.name, sha) for tensor, sha in zip(tensors, found, strict=True)]
     whole = json.dumps([model.architecture, keys, lines], separators=(",", ":"), ensure_ascii=False)
     name = get_string(model.metadata, "general.name", model.path) or model.path.name
@@ -121,8 +130,11 @@ def _sample(model: Model) -> tuple[float, ...]:
     return tuple(float(value) for value in tensor.rows(0, 1)[0, :SAMPLE_SIZE])
 
 
-def _plain(field: Field) -> object:
+def plain(field: Field) -> object:
+    """Return a metadata value as JSON-compatible data; float32 values are rounded to what a file would hold."""
     value = field.value
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if field.type is ValueType.FLOAT32 and isinstance(value, int | float):
+        return float(np.float32(value))
     return value if isinstance(value, bool | int | float | str) else list(value)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,6 +23,11 @@ from ..prune import prune_importance, prune_layers
 from ..settings import Settings
 from ..warmup import compile_codec
 from . import report
+from .validate import show_receipt
+
+if TYPE_CHECKING:
+    from ..certify import Certifier
+    from ..validate import Receipt
 
 __all__ = ["convert", "plan_as_json"]
 
@@ -34,6 +41,13 @@ def convert(
         whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
         model = prune_layers(model, settings.prune)
         importance = None if importance is None else prune_importance(importance, whole, settings.prune)
+    certifier = None
+    if settings.validate:
+        from ..certify import Certifier
+        from .running import running_bar
+
+        certifier = Certifier(model, settings, registries, partial(running_bar, quiet=as_json))
+        settings = replace(settings, overrides={**settings.overrides, **certifier.blank_fields()})
     plan = make_plan(
         model,
         output,
@@ -45,6 +59,8 @@ def convert(
     )
     for text in plan.notes:
         report.note(text)
+    if certifier is not None:
+        certifier.check(plan)
     if dry_run:
         _show_plan(plan, as_json)
         check_output(plan.layout, model.files, settings.force)
@@ -53,16 +69,34 @@ def convert(
     try:
         _prepare(plan, as_json)
         with report.progress_bar(plan.layout.parts[0].path.name, total) as progress:
-            result = run_plan(plan, settings.force, progress)
+            result = run_plan(plan, settings.force, progress, certifier)
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
         raise typer.Exit(1) from None
     for name, count in result.replaced.items():
         report.note(f"{name}: {count:,} weights were not finite and are zero now")
+    receipt = None if certifier is None else _keep_receipt(certifier, result.paths[0])
     if as_json:
-        report.print_json(plan_as_json(plan) | _result_as_json(result))
+        shown = {} if receipt is None else {"receipt": receipt.to_dict()}
+        report.print_json(plan_as_json(plan) | _result_as_json(result) | shown)
     else:
         _show_result(plan, result)
+    if receipt is not None:
+        if not as_json:
+            show_receipt(receipt)
+        if not receipt.passed:
+            raise typer.Exit(1)
+
+
+def _keep_receipt(certifier: Certifier, result: Path) -> Receipt | None:
+    """Write the receipt beside the result and return it; None where an earlier run had done everything but rename."""
+    from ..receipt import receipt_path, write_receipt
+
+    if certifier.receipt is None:
+        report.note("an earlier run has validated this; the file's qconv.receipt keys say with what result")
+        return None
+    write_receipt(receipt_path(result), certifier.receipt)
+    return certifier.receipt
 
 
 def _prepare(plan: Plan, quiet: bool) -> None:

@@ -132,3 +132,25 @@ Context = Annotated[int, typer.Option("--context", "-c", metavar="N", help="Toke
 Chunks = Annotated[
     int | None, typer.Option("--chunks", min=1, metavar="N", help="Use the first N windows of each text.")
 ]
+Validate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--validate",
+        metavar="TEXT",
+        help="Compare the result with its source on this text before it is sealed; may be repeated.",
+        rich_help_panel="Validation",
+    ),
+]
+ValidateContext = Annotated[
+    int, typer.Option("--validate-context", metavar="N", help="Tokens per window.", rich_help_panel="Validation")
+]
+ValidateChunks = Annotated[
+    int,
+    typer.Option(
+        "--validate-chunks", min=1, metavar="N", help="Use the first N windows.", rich_help_panel="Validation"
+    ),
+]
+MaxKld = Annotated[
+    float | None,
+    typer.Option("--max-kld", min=0, metavar="X", help="Largest mean KL divergence; default: by the result's type."),
+]
