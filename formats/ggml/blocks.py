@@ -6,6 +6,7 @@ a scale and a code rounds once in float32 and a sum once more, as in the program
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_rows",
     "floats_at",
+    "in_blocks",
     "q4_0_interleaved",
     "q4_0_planar",
     "q4_0_split",
@@ -33,6 +35,11 @@ __all__ = [
 ]
 
 
+def in_blocks(rows: Bytes, size: int) -> Bytes:
+    """Return rows as (n, blocks, size)."""
+    return rows.reshape(len(rows), rows.shape[1] // size, size)
+
+
 def floats_at(blocks: Bytes, start: int, dtype: str) -> Floats:
     """Return (…, 1): the float of type ``dtype`` (``<f4`` or ``<f2``) at byte ``start`` of each block, as float32."""
     stored = np.dtype(dtype)
@@ -41,8 +48,8 @@ def floats_at(blocks: Bytes, start: int, dtype: str) -> Floats:
 
 
 def as_rows(weights: Floats) -> Bytes:
-    """Return (n, blocks, weights) as the bytes of F32 rows."""
-    return np.ascontiguousarray(weights, "<f4").reshape(len(weights), -1).view(np.uint8)
+    """Return (n, …), all axes but the first being a row's weights in order, as the bytes of F32 rows."""
+    return np.ascontiguousarray(weights, "<f4").reshape(len(weights), prod(weights.shape[1:])).view(np.uint8)
 
 
 def _interleaved(nibbles: Bytes) -> Bytes:
@@ -72,13 +79,13 @@ def _shifted(codes: Bytes, scales: Floats, minima: Floats) -> Bytes:
 
 def q4_0_interleaved(rows: Bytes) -> Bytes:
     """Q4_0 of generation 1: d float32, nibbles[16]; weight d * (code - 8)."""
-    found = rows.reshape(len(rows), -1, 20)
+    found = in_blocks(rows, 20)
     return _centred(_interleaved(found[..., 4:]), 8, floats_at(found, 0, "<f4"))
 
 
 def q4_0_split(rows: Bytes) -> Bytes:
     """Q4_0 of generation 2."""
-    found = rows.reshape(len(rows), -1, 20)
+    found = in_blocks(rows, 20)
     return _centred(_split(found[..., 4:]), 8, floats_at(found, 0, "<f4"))
 
 
@@ -91,13 +98,13 @@ def q4_0_planar(rows: Bytes) -> Bytes:
 
 def q4_1_interleaved(rows: Bytes) -> Bytes:
     """Q4_1 of generation 1: d float32, m float32, nibbles[16]; weight d * code + m."""
-    found = rows.reshape(len(rows), -1, 24)
+    found = in_blocks(rows, 24)
     return _shifted(_interleaved(found[..., 8:]), floats_at(found, 0, "<f4"), floats_at(found, 4, "<f4"))
 
 
 def q4_1_split(rows: Bytes) -> Bytes:
     """Q4_1 of generation 2."""
-    found = rows.reshape(len(rows), -1, 24)
+    found = in_blocks(rows, 24)
     return _shifted(_split(found[..., 8:]), floats_at(found, 0, "<f4"), floats_at(found, 4, "<f4"))
 
 
@@ -112,25 +119,25 @@ def q4_1_planar(rows: Bytes) -> Bytes:
 
 def q4_2(rows: Bytes) -> Bytes:
     """Q4_2: 16 weights, d float16, nibbles[8] in generation 1's order; weight d * (code - 8)."""
-    found = rows.reshape(len(rows), -1, 10)
+    found = in_blocks(rows, 10)
     return _centred(_interleaved(found[..., 2:]), 8, floats_at(found, 0, "<f2"))
 
 
 def q4_3(rows: Bytes) -> Bytes:
     """Q4_3: 16 weights, d float16, m float16, nibbles[8] in generation 1's order; weight d * code + m."""
-    found = rows.reshape(len(rows), -1, 12)
+    found = in_blocks(rows, 12)
     return _shifted(_interleaved(found[..., 4:]), floats_at(found, 0, "<f2"), floats_at(found, 2, "<f2"))
 
 
 def q8_0(rows: Bytes) -> Bytes:
     """Q8_0 up to generation 2: d float32, codes int8[32]; weight d * code."""
-    found = rows.reshape(len(rows), -1, 36)
+    found = in_blocks(rows, 36)
     return as_rows(found[..., 4:].view(np.int8).astype(np.float32) * floats_at(found, 0, "<f4"))
 
 
 def _reorder(rows: Bytes, size: int) -> Bytes:
     """Put the nibbles at the end of each block of ``size`` bytes from generation 1's order into GGUF's; all else stays."""
-    out = rows.reshape(len(rows), -1, size).copy()
+    out = in_blocks(rows, size).copy()
     nibbles = rows.reshape(out.shape)[..., -16:]
     lower, upper = nibbles[..., :8], nibbles[..., 8:]  # weights 0 to 15 and 16 to 31, two to a byte
     out[..., -16::2] = lower & 15 | upper << 4

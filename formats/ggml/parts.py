@@ -94,6 +94,6 @@ def _compare(first: OpenPart, part: OpenPart) -> None:
     for (what, wanted), (_, found) in zip(facts(first), facts(part), strict=True):
         if found != wanted:
             raise FormatError(
-                f"its {what} differ from those of {first.file.path.name}: it is no part of that model",
+                f"this is no part of {first.file.path.name}: they do not have the same {what}",
                 path=part.file.path,
             )

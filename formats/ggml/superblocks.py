@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .blocks import as_rows, floats_at
+from .blocks import as_rows, floats_at, in_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def _halves(packed: Bytes) -> Bytes:
 
 def q2_k(rows: Bytes) -> Bytes:
     """Q2_K: four sub-blocks of 16 with a scale and a minimum of 4 bits each."""
-    found = rows.reshape(len(rows), -1, 24)
+    found = in_blocks(rows, 24)
     scales = found[..., :4]
     step = floats_at(found, 20, "<f2") * (scales & 15).astype(np.float32)
     least = floats_at(found, 22, "<f2") * (scales >> 4).astype(np.float32)
@@ -62,7 +62,7 @@ def q2_k(rows: Bytes) -> Bytes:
 
 def q3_k(rows: Bytes) -> Bytes:
     """Q3_K: four sub-blocks of 16 with a signed scale of 4 bits each."""
-    found = rows.reshape(len(rows), -1, 28)
+    found = in_blocks(rows, 28)
     packed = found[..., 24:26]
     scales = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], 4).astype(np.float32) - 8
     high = _bits(found[..., :8]).reshape(*found.shape[:-1], 4, 16)
@@ -72,7 +72,7 @@ def q3_k(rows: Bytes) -> Bytes:
 
 def q4_k(rows: Bytes) -> Bytes:
     """Q4_K: two sub-blocks of 32 with a scale and a minimum of 4 bits each."""
-    found = rows.reshape(len(rows), -1, 38)
+    found = in_blocks(rows, 38)
     scales = found[..., 4:6]
     step = floats_at(found, 0, "<f2") * (scales & 15).astype(np.float32)
     least = floats_at(found, 2, "<f2") * (scales >> 4).astype(np.float32)
@@ -81,7 +81,7 @@ def q4_k(rows: Bytes) -> Bytes:
 
 def q5_k(rows: Bytes) -> Bytes:
     """Q5_K: four sub-blocks of 16 with a signed scale of 8 bits each, and no minimum."""
-    found = rows.reshape(len(rows), -1, 46)
+    found = in_blocks(rows, 46)
     scales = floats_at(found, 0, "<f2") * found[..., 2:6].view(np.int8).astype(np.float32)
     nibbles = _halves(found[..., 14:]).reshape(*found.shape[:-1], 64)
     codes = (nibbles | _bits(found[..., 6:14]) << 4).astype(np.float32) - 16
@@ -90,7 +90,7 @@ def q5_k(rows: Bytes) -> Bytes:
 
 def q6_k(rows: Bytes) -> Bytes:
     """Q6_K: four sub-blocks of 16 with a signed scale of 8 bits each."""
-    found = rows.reshape(len(rows), -1, 54)
+    found = in_blocks(rows, 54)
     scales = floats_at(found, 52, "<f2") * found[..., 48:52].view(np.int8).astype(np.float32)
     nibbles = _halves(found[..., :32]).reshape(*found.shape[:-1], 4, 16)
     codes = (nibbles | _pairs(found[..., 32:48]) << 4).astype(np.float32) - 32
