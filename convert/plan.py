@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Step", "make_plan"]
 
-_BASE_MEMORY = (
-    330 << 20
-)  # Python, NumPy, numba and its compiler at work: bytes, measured by scripts/bench_conversion.py
+# bytes that Python, NumPy, numba and its compiler take at work: what scripts/bench_conversion.py measures, and some room
+_BASE_MEMORY = 330 << 20
 _SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
 _RECEIPT = "qconv.receipt."  # keys that speak of one file, not of what is made from it
 _DERIVED = frozenset({"general.file_type", "general.quantization_version", "qconv.version"})  # written anew, at the end
