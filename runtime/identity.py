@@ -52,8 +52,12 @@ class ModelIdentity:
     sample: tuple[float, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data with stable keys."""
+        """Return everything as plain data with stable keys."""
         return asdict(self)
+
+    def summary(self) -> dict[str, str]:
+        """Return name, architecture and digest, with stable keys."""
+        return {"name": self.name, "architecture": self.architecture, "digest": self.digest}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ source's got; what differs behind it is its own doing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -57,8 +57,10 @@ def compare_layers(source: Network, result: Network, tokens: Sequence[int]) -> t
 
     The models must have the same number of blocks and the same width. Memory: the residual stream behind every block of the source.
     """
-    states = _states(source, tokens)
-    drifts = [_relative(a, b) for a, b in zip(_states(result, tokens), states, strict=True)]
+    states: list[Floats] = []
+    drifts: list[float] = []
+    _walk(source, tokens, lambda values: states.append(values.copy()))
+    _walk(result, tokens, lambda values: drifts.append(_relative(values, states[len(drifts)])))
     found = []
     for block in result.blocks:
         before, after = states[block.index], states[block.index + 1]
@@ -70,23 +72,22 @@ def compare_layers(source: Network, result: Network, tokens: Sequence[int]) -> t
 
 def compare_steps(source: Network, result: Network, tokens: Sequence[int], layer: int) -> list[StepDifference]:
     """Return how the results of a block's tensors differ, in the order of the pass, where both blocks get the source's input."""
-    states = _states(source, tokens)
+    states: list[Floats] = []
+    _walk(replace(source, blocks=source.blocks[:layer]), tokens, lambda values: states.append(values.copy()))
     one, other = (_run_block(network, network.blocks[layer], states[layer]) for network in (source, result))
     return [StepDifference(name, _relative(other[name], one[name])) for name in one if name in other and name != _INPUT]
 
 
-def _states(network: Network, tokens: Sequence[int]) -> list[Floats]:
-    """Return the embeddings and the residual stream behind every block, float32 (tokens, hidden) each."""
+def _walk(network: Network, tokens: Sequence[int], visit: Callable[[Floats], None]) -> None:
+    """Call ``visit`` with the embeddings and with the residual stream behind every block, float32 (tokens, hidden) each."""
     wanted = {network.embedding.name, *(f"blk.{block.index}" for block in network.blocks)}
-    found: list[Floats] = []
 
-    def keep(name: str, first: int, values: Floats) -> None:
+    def pick(name: str, first: int, values: Floats) -> None:
         if name in wanted:
-            found.append(values.copy())
+            visit(values)
 
-    for _ in forward(network, [tokens], wanted=slice(0), trace=keep):
+    for _ in forward(network, [tokens], wanted=slice(0), trace=pick):
         pass
-    return found
 
 
 def _run_block(network: Network, block: Block, hidden: Floats) -> dict[str, Floats]:

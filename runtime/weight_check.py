@@ -124,21 +124,17 @@ def _check(
 def _difference(one: Tensor, other: Tensor, block_limit: float) -> tuple[float, int]:
     """Return the relative error of two tensors of one shape, and in how many blocks the error has more of the squares than ``block_limit``."""
     energy = wrong = 0.0
-    blocks: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    bad = 0
     for rows in _slabs(one):
         a, b = (it.rows(rows.start, rows.stop).astype(np.float64) for it in (one, other))
         squares, differences = np.square(a), np.square(b - a)
         energy += float(squares.sum())
         wrong += float(differences.sum())
-        size = _block(other)
         if one.row_count > 1:
-            blocks.append((_by_block(squares, size), _by_block(differences, size)))
-    error = math.sqrt(wrong / energy) if energy else math.sqrt(wrong)
-    if not blocks:
-        return error, 0
-    own, off = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    judged = own > _NEGLIGIBLE * own.mean()
-    return error, int((off[judged] > block_limit * own[judged]).sum())
+            own, off = (_by_block(values, _block(other)) for values in (squares, differences))
+            judged = own > _NEGLIGIBLE * own.mean()
+            bad += int((off[judged] > block_limit * own[judged]).sum())
+    return (math.sqrt(wrong / energy) if energy else math.sqrt(wrong)), bad
 
 
 def _slabs(tensor: Tensor) -> Iterator[slice]:

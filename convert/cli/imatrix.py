@@ -33,7 +33,11 @@ def imatrix(
     ] = None,
     merge: Annotated[
         list[Path] | None,
-        typer.Option("--merge", metavar="FILE", help="Add a file of either form; may be repeated."),
+        typer.Option(
+            "--merge",
+            metavar="FILE",
+            help="Add a file; may be repeated. A .dat counts chunks: -c tells of how many tokens.",
+        ),
     ] = None,
     show_statistics: Annotated[
         bool, typer.Option("--show-statistics", help="Show what the result says about each tensor.")
@@ -89,7 +93,8 @@ def imatrix(
     registries = load_plugins().registries()
     files = registries.open_context()
     found: list[tuple[str, ImportanceMatrix, Provenance | None]] = [
-        (str(path), read_imatrix(path, files), read_provenance(path, files)) for path in merge or ()
+        (str(path), _true_counts(read_imatrix(path, files), path, context), read_provenance(path, files))
+        for path in merge or ()
     ]
     if model is not None and output is not None:
         texts = [read_text(path) for path in text or ()]
@@ -106,6 +111,23 @@ def imatrix(
         save_importance(output, matrix, provenance, form)
         checkpoint_path(output).unlink(missing_ok=True)
     _show(matrix, provenance, output, show_statistics, min_tokens, as_json)
+
+
+def _true_counts(matrix: ImportanceMatrix, path: Path, context: int) -> ImportanceMatrix:
+    """Return a matrix as it is; of a legacy file, which counts chunks, as one of chunks of ``context`` tokens."""
+    from dataclasses import replace
+
+    from ...formats.gguf import detect_gguf
+    from ...quantizers.importance import ImportanceEntry
+
+    if detect_gguf(path) or matrix.chunk_size == context:
+        return matrix
+    scale = context / matrix.chunk_size
+    entries = {
+        name: ImportanceEntry((entry.sums * scale).astype("float32"), entry.counts * scale)
+        for name, entry in matrix.entries.items()
+    }
+    return replace(matrix, entries=entries, chunk_size=context)
 
 
 def _measure(job: Calibration, output: Path, threads: int | None, quiet: bool) -> ImportanceMatrix:

@@ -120,7 +120,7 @@ def _windows(subject: Subject, texts: Sequence[Text], cut: Cut, base: Base | Non
         return [cut_text(subject, text, cut) for text in texts]
     own = base.windows
     strided = None if own.mode == "standard" else own.stride
-    limit = len(own.tokens) if len(texts) == 1 else None
+    limit = len(own.tokens) if len(texts) == 1 else cut.limit
     found = [cut_text(subject, text, Cut(own.context, strided, limit)) for text in texts]
     checked = check_base(
         base,
@@ -231,7 +231,7 @@ class _Measurement:
         evaluated = self.windows.tokens.size
         if as_json:
             found = describe_cut(self.windows, self.subject, self.texts)
-            found["model"] = self.subject.identity.to_dict()
+            found["model"] = self.subject.identity.summary()
             found["perplexity"] = whole.to_dict()
             found["perplexity_by_text"] = [it.to_dict() for it in each]
             found["divergence"] = None if summary is None else summary.to_dict()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from measuring import PROSE, subject
+from tiny_networks import in_memory, tokens
 
 from qconv.convert.measure import Cut, cut_text
 from qconv.errors import ModelError
@@ -19,6 +20,7 @@ from qconv.runtime.hooks import ProductInput
 from qconv.runtime.identity import read_text
 from qconv.runtime.importance import ImportanceCollector
 from qconv.runtime.importance_statistics import coverage, layer_statistics, tensor_statistics
+from qconv.runtime.network import load_network
 
 RNG = np.random.default_rng(11)
 
@@ -190,3 +192,30 @@ def test_sums_are_those_of_llamacpps_definition(example_model: Path) -> None:
     print(f"sums differ by at most {worst:.1e}")
     assert worst < 1e-4
     assert {float(entry.counts[0]) for entry in ours.values()} == {256.0}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_every_token_counts_for_each_of_its_experts(name: str) -> None:
+    sequences = [tokens(60), tokens(60, seed=1)]
+    routed: dict[str, list[np.ndarray]] = {}
+
+    def keep(name: str, first: int, values: np.ndarray) -> None:
+        if "ffn_gate_inp" in name:
+            routed[name] = [values.copy()]
+
+    model = in_memory(name, Path("tiny"))
+    network = load_network(model)
+    used = network.configuration.experts_used
+    collector = ImportanceCollector(model, skip_first=True)
+    list(forward(network, sequences, wanted=slice(0), collector=collector, trace=keep))
+    entries = collector.entries()
+    for layer in range(network.configuration.layers):
+        (logits,) = routed[f"blk.{layer}.ffn_gate_inp.weight"]
+        logits = np.delete(logits, [0, 60], axis=0)
+        chosen = np.argsort(-logits, axis=1, kind="stable")[:, :used]
+        expected = np.bincount(chosen.ravel(), minlength=network.configuration.experts)
+        for kind in ("gate", "up", "down"):
+            entry = entries[f"blk.{layer}.ffn_{kind}_exps.weight"]
+            assert entry.counts.tolist() == expected.tolist()
+            assert ((entry.sums > 0).any(axis=1) == (expected > 0)).all()
+        assert entries[f"blk.{layer}.ffn_gate_inp.weight"].counts.tolist() == [118]

@@ -133,6 +133,12 @@ def test_merging_needs_files_alone(cli: Cli, example_model: Path, tmp_path: Path
     assert found["chunk_count"] == 8
     assert len(found["provenance"]["models"]) == len(found["provenance"]["texts"]) == 1
     assert read_imatrix(sum_of_two, CONTEXT).entries[DOWN].counts.tolist() == [2 * 4 * 63]
+    old = tmp_path / "old.dat"
+    make(cli, example_model, old, "--format", "dat", "--compat", "llama.cpp")
+    done = cli("imatrix", "--merge", old, "--merge", old, "-c", 64, "-o", tmp_path / "doubled", "--json")
+    assert json.loads(done.out)["chunk_count"] == 8
+    assert json.loads(done.out)["provenance"] is None
+    assert read_imatrix(tmp_path / "doubled", CONTEXT).entries[DOWN].counts.tolist() == [2 * 4 * 64]
     shown = cli("imatrix", "--merge", sum_of_two, "--show-statistics")
     assert shown.code == 0
     assert "CosSim" in shown.out
