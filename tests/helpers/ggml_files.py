@@ -1,6 +1,6 @@
 """Files of the ggml family put together by hand, sound or hostile, without qconv's own writer.
 
-A small Llama: 64 columns, 4 heads, 1 layer, 128 feed-forward columns, 268 tokens. Types are written block by block in plain Python loops.
+A small Llama: 64 columns, 4 heads, 1 layer, 192 feed-forward columns, 268 tokens. Types are written block by block in plain Python loops.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGICS = {"ggml": b"lmgg", "ggmf": b"fmgg", "ggjt": b"tjgg"}
-EMBEDDING, HEADS, FEED_FORWARD, VOCABULARY = 64, 4, 128, 268
+EMBEDDING, HEADS, FEED_FORWARD, VOCABULARY = 64, 4, 192, 268
 
 # Meta's names, with shapes in NumPy order
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -82,7 +82,7 @@ class Craft:
 
     container: str = "ggjt"
     version: int = 3
-    numbers: tuple[int, ...] = (VOCABULARY, EMBEDDING, 32, HEADS, 1, EMBEDDING // HEADS, 0)
+    numbers: tuple[int, ...] = (VOCABULARY, EMBEDDING, 192, HEADS, 1, EMBEDDING // HEADS, 0)
     tokens: Sequence[Token] = field(default_factory=vocabulary)
     records: Sequence[Record] = ()
     tail: bytes = b""
@@ -211,7 +211,7 @@ def sound(
     container: str = "ggjt", version: int = 3, number: int = 0, pack: Packer = floats, file_type: int = 0, seed: int = 0
 ) -> Craft:
     """A file that every reader of its time accepts."""
-    numbers = (VOCABULARY, EMBEDDING, 32, HEADS, 1, EMBEDDING // HEADS, file_type)
+    numbers = (VOCABULARY, EMBEDDING, 192, HEADS, 1, EMBEDDING // HEADS, file_type)
     return Craft(container, version, numbers, vocabulary(), records(weights(seed), (number, pack)))
 
 

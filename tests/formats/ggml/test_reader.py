@@ -48,7 +48,7 @@ def test_float_files(tmp_path: Path, container: str, version: int) -> None:
         assert model.files == (path,)
         metadata = {key: field.value for key, field in model.metadata.items()}
     assert metadata["llama.embedding_length"] == 64
-    assert metadata["llama.feed_forward_length"] == 128
+    assert metadata["llama.feed_forward_length"] == 192
     assert metadata["llama.block_count"] == 1
     assert metadata["llama.attention.head_count"] == metadata["llama.attention.head_count_kv"] == 4
     assert metadata["llama.rope.dimension_count"] == 16
