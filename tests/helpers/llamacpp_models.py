@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,9 @@ def _library() -> ctypes.CDLL:
         ("llama_batch_free", None, [_Batch]),
         ("llama_decode", i32, [pointer, _Batch]),
         ("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), [pointer, i32]),
+        ("llama_get_memory", pointer, [pointer]),
+        ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
+        ("llama_synchronize", None, [pointer]),
         ("llama_free", None, [pointer]),
         ("llama_model_free", None, [pointer]),
         ("llama_log_set", None, [_LOG_CALLBACK, pointer]),
@@ -104,3 +108,42 @@ def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
         size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         rows = [np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (size,)) for i in range(len(tokens))]
         return np.array(rows, np.float32)
+
+
+@contextmanager
+def prompt_timer(path: Path, count: int, length: int, threads: int) -> Iterator[Callable[[], float]]:
+    """Give a function that returns the seconds in which ``count`` sequences of ``length`` tokens pass together.
+
+    Settings are llama.cpp's own (a cache in F16, flash attention as it likes), with logits after each sequence's last token.
+    """
+    library = _library()
+    model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+    if not model:
+        raise OSError(f"llama.cpp refuses {path}")
+    parameters = library.llama_context_default_params()
+    parameters.words[0] = parameters.words[1] = count * length  # n_ctx, n_batch
+    parameters.words[3] = count  # n_seq_max
+    parameters.words[7] = parameters.words[8] = threads
+    context = library.llama_init_from_model(model, parameters)
+    if not context:
+        raise OSError(f"llama.cpp cannot make a context for {path}")
+    batch = library.llama_batch_init(count * length, 0, 1)
+    batch.count = count * length
+    for i in range(count * length):
+        batch.tokens[i], batch.positions[i], batch.sequence_counts[i] = 3 + i % 1000, i % length, 1
+        batch.sequences[i][0], batch.wanted[i] = i // length, int(i % length == length - 1)
+
+    def pass_once() -> float:
+        library.llama_memory_clear(library.llama_get_memory(context), True)
+        started = time.perf_counter()
+        if library.llama_decode(context, batch):
+            raise RuntimeError("llama_decode failed")
+        library.llama_synchronize(context)
+        return time.perf_counter() - started
+
+    try:
+        yield pass_once
+    finally:
+        library.llama_batch_free(batch)
+        library.llama_free(context)
+        library.llama_model_free(model)
