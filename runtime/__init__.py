@@ -22,4 +22,19 @@ a model larger than memory runs::
 ``hooks``         what a pass tells whoever collects statistics or compares two models
 ``tokenizer``     text to tokens and back, from the metadata of any model
 ================= ==========================================================================================
+
+What is measured with it:
+
+========================== =================================================================================
+``windows``                which tokens are run together, and which of them are scored
+``losses``                 from logits to losses and perplexities
+``perplexity``             windows through a model, scored one by one
+``divergence``             how far one model's predictions lie from another's
+``bases``                  files of a reference's predictions: ``logits_file`` (llama.cpp's) and ``compact_base``
+``importance``             squared inputs of every matrix; ``importance_statistics`` reads them
+``hessian``                full second moments of inputs
+``weight_check``           weights of two models beside what encodings explain
+``layerwise``              the first block and tensor at which two models part
+``identity``               digests of models and texts
+========================== =================================================================================
 """

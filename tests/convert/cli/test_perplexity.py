@@ -176,3 +176,13 @@ def test_losses_are_those_of_llamacpp(
     print(f"{kind}: log-probabilities differ by at most {np.abs(ours - theirs).max():.1e}")
     assert np.abs(ours - theirs).max() < tolerance
     assert np.exp(ours.mean() - np.mean(theirs)) == pytest.approx(1, abs=5e-4)
+
+
+@pytest.mark.shared
+def test_the_perplexity_that_llamacpps_tool_printed(cli: Cli, example_model: Path, shared: Path) -> None:
+    """For the example model in BF16, 100 chunks of 256 of the held-out text: 57.988."""
+    text = shared / "text" / "heldout.txt"
+    found = measure(cli, example_model, "--text", text, "-c", 256, "--chunks", 100)["perplexity"]
+    print(found)
+    assert found["tokens"] == 12700
+    assert found["value"] == pytest.approx(57.988, rel=5e-4)
