@@ -12,9 +12,8 @@ __all__ = ["ACTIVATIONS", "layer_norm", "rms_norm", "soft_cap", "softmax"]
 
 Floats = NDArray[np.float32]
 
-_PIECE = (
-    1 << 16
-)  # numbers of a piece: the passes over it and over one temporary array find it in the second-level cache
+# numbers of a piece: the passes over it and over one temporary array find it in the second-level cache
+_PIECE = 1 << 16
 
 
 def _pieces(rows: int, columns: int) -> Iterator[slice]:

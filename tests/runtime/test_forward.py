@@ -15,7 +15,7 @@ from qconv.errors import UsageError
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
-from qconv.runtime.network import load_network
+from qconv.runtime.network import Network, load_network
 
 EXACT = 2e-5
 
@@ -65,6 +65,40 @@ def test_a_cache_continues_where_it_ended(name: str) -> None:
 def test_threads_change_nothing(name: str) -> None:
     found, text = network(name), tokens(30)
     assert np.array_equal(logits(found, text, threads=1)[0], logits(found, text, threads=5)[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model is a single slab, piece and task in everything; here it is many."""
+    found, texts = network(name), (tokens(23, 1), tokens(14, 2))
+    whole, traced = logits(found, *texts), pieces_traced(found, texts)
+    monkeypatch.setattr("qconv.runtime.weights.SLAB_WEIGHTS", 60)
+    monkeypatch.setattr("qconv.runtime.weights.SLAB_ROWS", 3)
+    monkeypatch.setattr("qconv.runtime.block._TASK_QUERIES", 5)
+    monkeypatch.setattr("qconv.runtime.elementwise._PIECE", 40)
+    for one, other in zip(logits(found, *texts), whole, strict=True):
+        assert apart(one, other) < EXACT
+    again = pieces_traced(found, texts)
+    assert list(again) == list(traced)
+    for tensor, values in traced.items():
+        assert apart(again[tensor], values) < EXACT
+
+
+def pieces_traced(found: Network, texts: tuple[list[int], ...]) -> dict[str, NDArray[np.float32]]:
+    """Return what is traced, each tensor's pieces put side by side by their first columns."""
+    pieces: dict[str, list[tuple[int, NDArray[np.float32]]]] = {}
+
+    def trace(tensor: str, first: int, values: NDArray[np.float32]) -> None:
+        pieces.setdefault(tensor, []).append((first, values.copy()))
+
+    logits(found, *texts, trace=trace)
+    whole = {}
+    for tensor, parts in pieces.items():
+        ordered = sorted(parts, key=lambda part: part[0])
+        ends = np.cumsum([0, *(values.shape[1] for _, values in ordered)])
+        assert [first for first, _ in ordered] == ends[:-1].tolist()
+        whole[tensor] = np.concatenate([values for _, values in ordered], axis=1)
+    return whole
 
 
 def test_logits_come_for_the_positions_asked_for_in_blocks() -> None:
