@@ -139,8 +139,7 @@ def _read_vocabulary(
     data, ends, scores = bytearray(), array("Q"), array("f")
     for index in range(count):
         start = cursor.position
-        what = f"the text of token {index}"
-        text = cursor.take(cursor.length(f"the length of {what}", c.MAX_TOKEN_BYTES), what)
+        text = cursor.take(cursor.length("the length of a token", c.MAX_TOKEN_BYTES), "a token")
         if text == b"\x15\0" and _is_first_tensor(file, start):
             if count - index > c.MAX_MISSING_TOKENS:
                 raise cursor.fail(f"the vocabulary ends after {index} of {count} tokens")
@@ -149,7 +148,7 @@ def _read_vocabulary(
         data += text
         ends.append(len(data))
         if scored:
-            scores.append(cursor.number("f", f"the score of token {index}"))
+            scores.append(cursor.number("f", "a token's score"))
     return PackedTexts(bytes(data), ends), scores
 
 
