@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,7 @@ def forward(
     cache: Cache | None = None,
     threads: int | None = None,
     block_bytes: int = LOGIT_BLOCK_BYTES,
+    workers: Workers | None = None,
 ) -> Iterator[Logits]:
     """Run all sequences through the model together and yield logits, sequence by sequence, in order of position.
 
@@ -58,6 +60,7 @@ def forward(
         cache: holds earlier positions of the sequences, which these continue, and takes up these. None: sequences begin here.
         threads: how many work side by side; None for the number of processors. BLAS is limited to one thread meanwhile.
         block_bytes: bound of one result's array; a smaller one decodes the output's weights more often.
+        workers: the threads to use instead of new ones, for callers of many short passes.
 
     Raises:
         UsageError: for an empty sequence, a token that the vocabulary lacks, or a text longer than a model with learned positions can hold.
@@ -70,14 +73,14 @@ def forward(
     owners = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
     hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
     rows = _wanted_rows(wanted, tokens)
-    with Workers(threads) as workers:
-        run = Run(network.configuration, workers, _spans(network, positions), hooks, cache)
+    with Workers(threads) if workers is None else nullcontext(workers) as pool:
+        run = Run(network.configuration, pool, _spans(network, positions, cache), hooks, cache)
         hidden = _embed(network, tokens, hooks)
         _run_blocks(network, run, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
                 cache.advance(number, len(ids))
-        for found in yield_logits(network, workers, hidden, rows, hooks, block_bytes):
+        for found in yield_logits(network, pool, hidden, rows, hooks, block_bytes):
             _check_finite(network, found.logits, found.sequences, found.positions, "the output")
             yield found
 
@@ -120,15 +123,19 @@ def _wanted_rows(wanted: Wanted, tokens: Sequence[NDArray[np.intp]]) -> NDArray[
     return np.concatenate(found)
 
 
-def _spans(network: Network, positions: Sequence[NDArray[np.intp]]) -> list[Span]:
-    """Return where each sequence lies; sequences at the same positions share their rotary tables."""
+def _spans(network: Network, positions: Sequence[NDArray[np.intp]], cache: Cache | None) -> list[Span]:
+    """Return where each sequence lies; sequences at the same positions share their rotary tables.
+
+    A sequence in a cache is as long as it can become there: keys are rotated once, whatever follows.
+    """
     configuration = network.configuration
-    known: dict[tuple[int, int], tuple[NDArray[np.complex64] | None, NDArray[np.complex64] | None]] = {}
+    known: dict[tuple[int, int, int], tuple[NDArray[np.complex64] | None, NDArray[np.complex64] | None]] = {}
     spans, start = [], 0
-    for own in positions:
-        key = (int(own[0]), len(own))
+    for number, own in enumerate(positions):
+        length = int(own[-1]) + 1 if cache is None else cache.capacity(number)
+        key = (int(own[0]), len(own), length)
         if key not in known:
-            full = _table(configuration.rope, own, _divisors(network, int(own[-1]) + 1))
+            full = _table(configuration.rope, own, _divisors(network, length))
             local = full if configuration.local_rope is None else _table(configuration.local_rope, own, None)
             known[key] = (full, local)
         spans.append(Span(start, start + len(own), *known[key]))
