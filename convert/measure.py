@@ -96,7 +96,9 @@ def cut_text(subject: Subject, text: Text, cut: Cut) -> Windows:
     return cut_strided(tokens, cut.context, cut.stride, subject.bos, cut.limit)
 
 
-def describe_cut(windows: Windows, subject: Subject, texts: Sequence[Text]) -> dict[str, object]:
+def describe_cut(
+    windows: Windows, subject: Subject, texts: Sequence[Text], cache_type: str = "F32"
+) -> dict[str, object]:
     """Return what makes a perplexity comparable with another, as plain data with stable keys."""
     return {
         "texts": [text.to_dict() for text in texts],
@@ -108,5 +110,5 @@ def describe_cut(windows: Windows, subject: Subject, texts: Sequence[Text]) -> d
         "scored_per_window": windows.scored_per_window,
         "bos": windows.bos,
         "compute": "float32",
-        "cache": "float32",
+        "cache": cache_type,
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bases import Base, compare_with_base
+from .cache import make_cache
 from .compact_base import TopRows
 from .divergence import Compared, concatenate
 from .forward import forward
@@ -77,16 +78,23 @@ def scored_rows(
     windows: Windows,
     *,
     batch_tokens: int = BATCH_TOKENS,
+    cache_type: str = "F32",
     threads: int | None = None,
     block_bytes: int = _BLOCK_BYTES,
 ) -> Iterator[ScoredRows]:
-    """Run all windows and yield the logits of their scored positions, in order. Raises as :func:`~.forward.forward`."""
+    """Run all windows and yield the logits of their scored positions, in order.
+
+    With a ``cache_type`` other than F32, attention sees keys and values as a cache of that type would hold them. Raises as
+    :func:`~.forward.forward` and :func:`~.cache.make_cache`.
+    """
     evaluated, targets = windows.evaluated, windows.targets
     for batch in batches(windows, batch_tokens):
+        lengths = [windows.context] * len(batch)
         found = forward(
             network,
             [evaluated[number] for number in batch],
             wanted=windows.wanted,
+            cache=None if cache_type == "F32" else make_cache(network.configuration, lengths, cache_type),
             threads=threads,
             block_bytes=block_bytes,
         )
@@ -106,17 +114,18 @@ def score(
     base: Base | None = None,
     sinks: Sequence[Sink] = (),
     batch_tokens: int = BATCH_TOKENS,
+    cache_type: str = "F32",
     threads: int | None = None,
 ) -> Iterator[ScoredWindow]:
     """Score window after window, beside the windows of ``base`` if given; every row of logits goes to ``sinks`` as well.
 
-    Raises as :func:`~.forward.forward`.
+    ``cache_type`` and what is raised: see :func:`scored_rows`.
     """
     references: Iterator[Floats | TopRows] | None = None if base is None else base.chunks()
     reference: Floats | TopRows | None = None
     losses: list[NDArray[np.float64]] = []
     compared: list[Compared] = []
-    for rows in scored_rows(network, windows, batch_tokens=batch_tokens, threads=threads):
+    for rows in scored_rows(network, windows, batch_tokens=batch_tokens, cache_type=cache_type, threads=threads):
         for sink in sinks:
             sink(rows.logits, rows.targets)
         if references is None:

@@ -132,6 +132,10 @@ Context = Annotated[int, typer.Option("--context", "-c", metavar="N", help="Toke
 Chunks = Annotated[
     int | None, typer.Option("--chunks", min=1, metavar="N", help="Use the first N windows of each text.")
 ]
+CacheType = Annotated[
+    str,
+    typer.Option("--cache-type", metavar="f32|q8_0|q4_0", help="How keys and values of earlier positions are held."),
+]
 Validate = Annotated[
     list[Path] | None,
     typer.Option(

@@ -44,6 +44,7 @@ def perplexity(
         typer.Option("--stride", metavar="N", help="Move the window by N tokens, score the last N of each."),
     ] = None,
     chunks: options.Chunks = None,
+    cache_type: options.CacheType = "f32",
     base: Annotated[
         Path | None,
         typer.Option("--base", metavar="FILE", help="Compare with the model of this base.", rich_help_panel=_FILES),
@@ -81,10 +82,13 @@ def perplexity(
     from ...formats.whole_file import refuse_existing
     from ...plugins.manager import load_plugins
     from ...runtime.bases import open_base
+    from ...runtime.cache import CACHE_TYPES
     from ...runtime.identity import read_text
     from ..figure import check_figure
     from ..measure import Cut, open_subject
+    from ..settings import choose
 
+    kind = choose("--cache-type", cache_type.upper(), CACHE_TYPES)
     if not text and base is None:
         raise UsageError("--text is missing", remedy="Name one or more text files, or a --base that holds tokens.")
     if figure is not None and base is None:
@@ -100,7 +104,7 @@ def perplexity(
     reference = None if base is None else open_base(base)
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as subject:
         cut = Cut(context, stride, chunks)
-        measured = _Measurement(subject, texts, reference, _windows(subject, texts, cut, reference))
+        measured = _Measurement(subject, texts, reference, _windows(subject, texts, cut, reference), kind)
         measured.run(save_logits, save_base, base_tokens, threads, quiet=as_json)
         if figure is not None:
             measured.draw(figure)
@@ -137,7 +141,9 @@ def _windows(subject: Subject, texts: Sequence[Text], cut: Cut, base: Base | Non
 class _Measurement:
     """A run of the command: what it measures, and what came of it."""
 
-    def __init__(self, subject: Subject, texts: Sequence[Text], base: Base | None, parts: Sequence[Windows]) -> None:
+    def __init__(
+        self, subject: Subject, texts: Sequence[Text], base: Base | None, parts: Sequence[Windows], cache_type: str
+    ) -> None:
         from ...runtime.windows import join
 
         self.subject = subject
@@ -145,6 +151,7 @@ class _Measurement:
         self.base = base
         self.parts = parts
         self.windows = join(parts)
+        self.cache_type = cache_type
         self.losses: list[NDArray[np.float64]] = []
         self.compared: Any = None
         self.seconds = 0.0
@@ -164,7 +171,15 @@ class _Measurement:
             total = len(self.windows.tokens)
             advance = stack.enter_context(running_bar("perplexity", total, quiet))
             loss = divergence = 0.0
-            for window in score(self.subject.network, self.windows, base=self.base, sinks=sinks, threads=threads):
+            scored = score(
+                self.subject.network,
+                self.windows,
+                base=self.base,
+                sinks=sinks,
+                cache_type=self.cache_type,
+                threads=threads,
+            )
+            for window in scored:
                 self.losses.append(window.losses)
                 loss += float(window.losses.mean())
                 result = f"PPL {_exp(loss / len(self.losses))}"
@@ -230,7 +245,7 @@ class _Measurement:
         summary = None if self.compared is None else summarise(self.compared)
         evaluated = self.windows.tokens.size
         if as_json:
-            found = describe_cut(self.windows, self.subject, self.texts)
+            found = describe_cut(self.windows, self.subject, self.texts, self.cache_type)
             found["model"] = self.subject.identity.summary()
             found["perplexity"] = whole.to_dict()
             found["perplexity_by_text"] = [it.to_dict() for it in each]
