@@ -11,13 +11,13 @@ from ..gguf.cursor import Cursor
 from ..positional import PositionalFile
 from . import constants as c
 
-__all__ = ["Header", "HyperParameters", "PackedTexts", "read_header"]
+__all__ = ["OTHER_FAMILIES", "Header", "HyperParameters", "PackedTexts", "read_header"]
 
 _FIRST_TENSOR = "tok_embeddings.weight"
 _FIRST_NAME_OFFSET = 20  # behind three numbers and two extents
-_OTHER_FAMILIES = (
-    "GPT-2, GPT-J, GPT-NeoX, MPT, StarCoder, BLOOM and Whisper files of the time start alike; "
-    "qconv reads those of the Llama family."
+OTHER_FAMILIES = (
+    "If this is no Llama: GPT-2, GPT-J, GPT-NeoX, MPT, StarCoder, BLOOM and Whisper files of the time start alike, "
+    "and qconv reads none of them."
 )
 
 
@@ -126,7 +126,7 @@ def _read_numbers(cursor: Cursor, path: Path) -> HyperParameters:
             f"the hyper-parameters are no Llama's: {', '.join(found)}",
             path=path,
             offset=start,
-            remedy=_OTHER_FAMILIES,
+            remedy=OTHER_FAMILIES,
         )
     return numbers
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import FormatError, MissingFileError
 from ..positional import PositionalFile
 from . import constants as c
-from .header import Header, read_header
+from .header import OTHER_FAMILIES, Header, read_header
 from .records import Walk, walk_records
 
 __all__ = ["OpenPart", "open_parts"]
@@ -66,8 +66,19 @@ def open_parts(path: Path, stack: ExitStack, header_only: bool) -> tuple[OpenPar
 def _open(path: Path, stack: ExitStack, header_only: bool) -> OpenPart:
     file = PositionalFile(path)
     stack.callback(file.close)
-    header = read_header(file)
-    return OpenPart(file, header, Walk.empty(header) if header_only else walk_records(file, header))
+    try:
+        header = read_header(file)
+        return OpenPart(file, header, Walk.empty(header) if header_only else walk_records(file, header))
+    except FormatError as error:
+        if _is_unversioned(file):
+            error.remedy = f"{error.remedy} {OTHER_FAMILIES}" if error.remedy else OTHER_FAMILIES
+        raise
+
+
+def _is_unversioned(file: PositionalFile) -> bool:
+    """Whether the file has the magic number that every program of the first weeks wrote, whatever the model."""
+    magic = next(magic for magic, container in c.CONTAINERS.items() if container == "ggml")
+    return file.size >= len(magic) and file.read(0, len(magic)) == magic
 
 
 def _count(part: OpenPart) -> int:

@@ -51,7 +51,10 @@ class _Slice:
         out = np.empty((stop - start, width), np.uint8)
         if out.size:
             self.file.read_into(out.data, self.offset + start * width, self.name)
-        return out if self.kind.convert is None else self.kind.convert(out)
+        if self.kind.convert is None:
+            return out
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity pass through, to whoever checks rows
+            return self.kind.convert(out)
 
 
 def open_ggml(path: Path, context: OpenContext) -> Model:

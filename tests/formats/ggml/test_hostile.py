@@ -104,6 +104,14 @@ def test_numbers_that_no_model_has(path: Path, index: int, value: int) -> None:
     refuse(path, content, "hyper-parameters are no Llama's", UnknownArchitectureError)
 
 
+def test_other_families_start_alike(path: Path) -> None:
+    """GPT-J repeats the number of tokens before the vocabulary; GPT-2's context is no multiple of its heads."""
+    gpt_j = struct.pack("<4s8I", b"lmgg", 50400, 2048, 4096, 16, 28, 64, 1, 50400) + bytes(2**18)
+    refuse(path, gpt_j, "length of a token is 50400.*GPT-J")
+    gpt_2 = struct.pack("<4s6I", b"lmgg", 50257, 1024, 768, 12, 12, 1) + bytes(2**18)
+    refuse(path, gpt_2, "no Llama's: 1024 columns for 12 heads.*GPT-2", UnknownArchitectureError)
+
+
 def test_heads_that_do_not_divide(path: Path) -> None:
     numbers = (268, 64, 192, 7, 1, 9, 0)
     refuse(path, replace(small(), numbers=numbers).build(), "64 columns for 7 heads", UnknownArchitectureError)
