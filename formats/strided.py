@@ -12,7 +12,7 @@ from .positional import PositionalFile
 
 __all__ = ["StridedView", "contiguous_strides", "gather_rows"]
 
-_SMALL = 16 << 10  # bytes that are read in one piece, however few of them are wanted
+_SMALL = 256 << 10  # bytes that are read in one piece, however few of them are wanted
 _LARGE = 4 << 20  # bytes that are read in one piece at most
 _WASTE = 4  # read bytes per wanted byte in a large piece, at most
 
