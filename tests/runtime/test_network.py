@@ -126,7 +126,9 @@ def test_activations_that_are_not_finite_name_the_block(name: str, bad: float) -
     old = model.tensors[name]
     values = old.rows(0, old.row_count).reshape(old.shape).copy()
     values.reshape(-1)[3:11] = bad
-    with pytest.raises(ModelError, match=r"after block 1 is (nan|-?inf|-?[0-9.]+e\+3[78]) at position \d+ of sequence 0") as caught:
+    with pytest.raises(
+        ModelError, match=r"after block 1 is (nan|-?inf|-?[0-9.]+e\+3[78]) at position \d+ of sequence 0"
+    ) as caught:
         logits(load_network(replace(model, tensors={**model.tensors, name: tensor(name, values)})), tokens(12))
     assert "block 1 is damaged" in str(caught.value)
 
