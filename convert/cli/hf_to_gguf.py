@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def hf_to_gguf(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder with config.json and *.safetensors.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder with config.json and weights.")],
     output: Annotated[
         Path | None,
         typer.Option(

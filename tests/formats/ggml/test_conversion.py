@@ -8,14 +8,15 @@ from pathlib import Path
 import ggml_files as crafted
 import numpy as np
 import pytest
+from ctransformers_models import last_logits
 from ggml_files import sound
 from gguf_files import CONTEXT
 from run_cli import Cli
 
-from qconv.convert.jobs import run_plan
+from qconv.convert.jobs import open_model, run_plan
 from qconv.convert.plan import make_plan
 from qconv.convert.settings import Settings
-from qconv.formats.ggml import open_ggml
+from qconv.formats.ggml import open_ggml, prepare_for_ggjt
 from qconv.formats.gguf import open_gguf
 from qconv.plugins.manager import load_plugins
 
@@ -87,3 +88,24 @@ def test_to_gguf_and_back(cli: Cli, tmp_path: Path, container: str) -> None:
                 assert np.array_equal(
                     tensor.read(0, tensor.row_count), old.tensors[tensor.name].read(0, tensor.row_count)
                 )
+
+
+@pytest.mark.oracles
+def test_the_example_runs_in_the_runtime_of_the_time(example_model: Path, tmp_path: Path) -> None:
+    """Two key and value heads of four, repeated: the same logits as transformers', but for a cache of float16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    registries = load_plugins().registries()
+    with open_model(example_model, registries) as opened:
+        model = prepare_for_ggjt(opened)
+        settings = Settings(type_name="f32", threads=1)
+        plan = make_plan(model, tmp_path / "m.bin", registries.formats["ggml"], settings, registries.encodings)
+        run_plan(plan, False, lambda count: None)
+    ids = [1, 290, 310, 263, 293, 500, 700]
+    reference = AutoModelForCausalLM.from_pretrained(example_model, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = reference(torch.tensor([ids])).logits[0, -1].numpy()
+    found = last_logits(tmp_path / "m.bin", ids)
+    assert abs(found - wanted).max() < 0.02
+    assert abs(wanted).max() > 5

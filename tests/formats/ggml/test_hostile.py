@@ -53,10 +53,10 @@ def small(container: str = "ggjt", version: int = 3) -> Craft:
 def refuse(path: Path, content: bytes, message: str, kind: type[QconvError] = FormatError) -> QconvError:
     """Write the file, and expect an error that names it, in no time and without much memory."""
     path.write_bytes(content)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(kind, match=message) as caught:
         open_ggml(path, CONTEXT)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     tracemalloc.start()
     try:
         with pytest.raises(kind):
@@ -136,9 +136,9 @@ def test_vocabularies_of_nothing_take_little_memory(path: Path, container: str) 
     """A vocabulary without a byte of text costs no object per token."""
     tokens = [(b"", 0.0)] * 2**16
     path.write_bytes(Craft(container, numbers=(2**16, 0, 0, 1, 0, 0, 0), tokens=tokens).build())
-    begin = time.perf_counter()
+    begin = time.process_time()
     open_ggml(path, CONTEXT).close()
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     tracemalloc.start()
     try:
         with open_ggml(path, CONTEXT) as model:
@@ -293,9 +293,9 @@ def test_thousands_of_mutations(path: Path, container: str, version: int) -> Non
     for _ in range(1000):
         mutant = mutate(data, targets, generator)
         path.write_bytes(mutant)
-        begin = time.perf_counter()
+        begin = time.process_time()
         accepted += survive(path)
-        assert time.perf_counter() - begin < 2
+        assert time.process_time() - begin < 2
     assert 20 < accepted < 800
 
 

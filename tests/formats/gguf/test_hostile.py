@@ -33,10 +33,10 @@ def refuse(path: Path, craft: Craft, message: str, kind: type[FormatError] = For
 
 def refuse_file(path: Path, message: str, kind: type[FormatError] = FormatError) -> FormatError:
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(kind, match=message) as caught:
         open_gguf(path, CONTEXT)
-    elapsed = time.perf_counter() - begin
+    elapsed = time.process_time() - begin
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.path == path
@@ -340,9 +340,9 @@ def test_thousands_of_mutations(path: Path) -> None:
                 case _:
                     mutant[at:at] = mutant[at : at + int(generator.integers(1, 40))]
         path.write_bytes(mutant)
-        begin = time.perf_counter()
+        begin = time.process_time()
         accepted += survive(path)
-        assert time.perf_counter() - begin < 2
+        assert time.process_time() - begin < 2
     assert tracemalloc.get_traced_memory()[1] < 2**21
     tracemalloc.stop()
     assert 100 < accepted < 4000

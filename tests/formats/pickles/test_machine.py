@@ -321,13 +321,13 @@ def test_views_of_storages(path: Path) -> None:
 def test_memory_is_bounded(path: Path, content: bytes) -> None:
     """Short instructions that make much more than they are."""
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(FormatError):
         run(path, content)
-    elapsed, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+    elapsed, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (5 << 20) + 10 * len(content)
-    assert elapsed < 10  # under tracemalloc
+    assert elapsed < 20  # of this process, and tracemalloc makes it slow
 
 
 def test_self_reference_and_depth(path: Path) -> None:
