@@ -100,7 +100,9 @@ def test_the_example_runs_in_the_runtime_of_the_time(example_model: Path, tmp_pa
     with open_model(example_model, registries) as opened:
         model = prepare_for_ggjt(opened)
         settings = Settings(type_name="f32", threads=1)
-        plan = make_plan(model, tmp_path / "m.bin", registries.formats["ggml"], settings, registries.encodings)
+        plan = make_plan(
+            model, tmp_path / "m.bin", registries.formats["ggml"], settings, registries.encodings, None, True
+        )
         run_plan(plan, False, lambda count: None)
     ids = [1, 290, 310, 263, 293, 500, 700]
     reference = AutoModelForCausalLM.from_pretrained(example_model, dtype=torch.float32)
