@@ -34,7 +34,7 @@ import numpy as np
 from . import simd as v
 from .base import Codec
 from .codebook import EXPAND_SCRATCH, expand, load_codebook, load_word, pair, run_of_pair
-from .codebook_points import PICKS, measure_eight, measure_shifted, point_tables
+from .codebook_points import PICKS, measure_eight, measure_shifted
 from .codebook_search import (
     LANE_SHIFT,
     NO_SHIFT,
@@ -46,17 +46,19 @@ from .codebook_search import (
     room,
     search_scales,
 )
-from .kernel import BEST, DEFAULT, FAST, inlined, kernel, scratch
+from .codebook_tables import point_tables
+from .kernel import BEST, DEFAULT, FAST, kernel, merged, scratch
 from .superblocks import SUPERBLOCK
 
 if TYPE_CHECKING:
-    from .codebook_points import PointTables
+    from .codebook_tables import PointTables
     from .simd import ByteArray, FloatArray, IntArray
 
 __all__ = ["codec"]
 
 POINTS = 2048
 UNIT, TOP = 0.125, 15
+SPREAD = 2  # of the weights of errors
 S_BYTES, S_HIGH, S_LENGTH = 50, 34, 32
 M_BYTES, M_HIGH, M_SCALES, M_LENGTH = 56, 32, 48, 16
 
@@ -109,7 +111,7 @@ def _decode_m(data: ByteArray, words: IntArray, out: FloatArray) -> None:
 # --- pack -----------------------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@merged
 def _pack_s(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, start: int) -> None:
     """Write the super-block whose first sub-block is in ``lane``."""
     v.store_short(out, start, v.float_to_half(work[UNITS + lane]))
@@ -122,7 +124,7 @@ def _pack_s(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, star
         v.store_short(out, start + S_HIGH + 2 * j, packed)
 
 
-@inlined
+@merged
 def _pack_m(work: FloatArray, numbers: IntArray, out: ByteArray, start: int) -> None:
     for j in range(SUPERBLOCK // M_LENGTH):
         first, second = numbers[PICKS + j], numbers[PICKS + v.LANES + j]
@@ -153,7 +155,7 @@ def _encode_s(
     work, numbers = room()
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
-        load_weighted(rows, columns, importance, objective, first, S_LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, first, S_LENGTH, work)
         search_scales(work, numbers, tables, measure_eight, S_LENGTH, UNIT, TOP, LANE_SHIFT, search)
         for block in range(first, min(first + 2, count)):
             _pack_s(work, numbers, (block - first) * 8, out, block * S_BYTES)
@@ -171,7 +173,7 @@ def _encode_m(
 ) -> None:
     work, numbers = room()
     for block in range(rows.size // SUPERBLOCK):
-        load_weighted(rows, columns, importance, objective, block, M_LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, block, M_LENGTH, work)
         # the shift of each eight weights is chosen where their point is
         search_scales(work, numbers, tables, measure_shifted, M_LENGTH, UNIT, TOP, NO_SHIFT, search)
         _pack_m(work, numbers, out, block * M_BYTES)

@@ -49,7 +49,7 @@ from .codebook import (
     pair,
     store_word,
 )
-from .codebook_points import PICKS, SIGNS, measure_eight, point_tables
+from .codebook_points import PICKS, SIGNS, measure_eight
 from .codebook_search import (
     NO_SHIFT,
     UNITS,
@@ -61,16 +61,18 @@ from .codebook_search import (
     search_scales,
     take_signs,
 )
-from .kernel import BEST, DEFAULT, FAST, inlined, kernel, scratch
+from .codebook_tables import point_tables
+from .kernel import BEST, DEFAULT, FAST, kernel, merged, scratch
 from .superblocks import SUPERBLOCK
 
 if TYPE_CHECKING:
-    from .codebook_points import PointTables
+    from .codebook_tables import PointTables
     from .simd import ByteArray, FloatArray, IntArray
 
 __all__ = ["codec"]
 
 UNIT, TOP = 0.125, 31
+SPREAD = 2  # of the weights of errors
 XXS_BYTES, XXS_LENGTH = 66, 32
 LENGTH, SUBBLOCKS = 16, 16  # of the other two
 XS_BYTES, XS_SCALES = 74, 66
@@ -136,13 +138,13 @@ def _decode_s(data: ByteArray, words: IntArray, out: FloatArray) -> None:
 # --- pack -----------------------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@merged
 def _pack_factors(work: FloatArray, out: ByteArray, start: int) -> None:
     for j in range(0, SUBBLOCKS, 2):
         out[start + j // 2] = factor_code(work, j) | factor_code(work, j + 1) << 4
 
 
-@inlined
+@merged
 def _pack_xxs(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, start: int) -> None:
     """Write the super-block whose first sub-block is in ``lane``."""
     v.store_short(out, start, v.float_to_half(work[UNITS + lane]))
@@ -155,7 +157,7 @@ def _pack_xxs(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, st
         store_word(out, start + 6 + 8 * j, packed)
 
 
-@inlined
+@merged
 def _pack_xs(work: FloatArray, numbers: IntArray, out: ByteArray, start: int) -> None:
     v.store_short(out, start, v.float_to_half(work[UNITS]))
     for j in range(SUBBLOCKS):
@@ -166,7 +168,7 @@ def _pack_xs(work: FloatArray, numbers: IntArray, out: ByteArray, start: int) ->
     _pack_factors(work, out, start + XS_SCALES)
 
 
-@inlined
+@merged
 def _pack_s(work: FloatArray, numbers: IntArray, out: ByteArray, start: int) -> None:
     v.store_short(out, start, v.float_to_half(work[UNITS]))
     for j in range(0, SUBBLOCKS, 2):
@@ -196,7 +198,7 @@ def _encode_xxs(
     work, numbers = room()
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
-        load_weighted(rows, columns, importance, objective, first, XXS_LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, first, XXS_LENGTH, work)
         take_signs(work, numbers, XXS_LENGTH, True)
         search_scales(work, numbers, tables, measure_eight, XXS_LENGTH, UNIT, TOP, NO_SHIFT, search)
         for block in range(first, min(first + 2, count)):
@@ -215,7 +217,7 @@ def _encode_xs(
 ) -> None:
     work, numbers = room()
     for block in range(rows.size // SUPERBLOCK):
-        load_weighted(rows, columns, importance, objective, block, LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, block, LENGTH, work)
         take_signs(work, numbers, LENGTH, True)
         search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, search)
         _pack_xs(work, numbers, out, block * XS_BYTES)
@@ -233,7 +235,7 @@ def _encode_s(
 ) -> None:
     work, numbers = room()
     for block in range(rows.size // SUPERBLOCK):
-        load_weighted(rows, columns, importance, objective, block, LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, block, LENGTH, work)
         take_signs(work, numbers, LENGTH, False)
         search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, search)
         _pack_s(work, numbers, out, block * S_BYTES)

@@ -47,7 +47,7 @@ from .codebook import (
     run_of_pair,
     store_word,
 )
-from .codebook_points import PICKS, SIGNS, measure_four, point_tables
+from .codebook_points import PICKS, SIGNS, measure_four
 from .codebook_search import (
     NO_SHIFT,
     UNITS,
@@ -59,16 +59,18 @@ from .codebook_search import (
     search_scales,
     take_signs,
 )
-from .kernel import BEST, DEFAULT, FAST, inlined, kernel, scratch
+from .codebook_tables import point_tables
+from .kernel import BEST, DEFAULT, FAST, kernel, merged, scratch
 from .superblocks import SUPERBLOCK
 
 if TYPE_CHECKING:
-    from .codebook_points import PointTables
+    from .codebook_tables import PointTables
     from .simd import ByteArray, FloatArray, IntArray
 
 __all__ = ["codec"]
 
 LENGTH, SUBBLOCKS = 32, 8
+SPREAD = 2  # of the weights of errors
 TOP = 31
 XXS_BYTES, XXS_SIGNS, XXS_UNIT = 98, 66, 0.25
 S_BYTES, S_HIGH, S_SIGNS, S_SCALES, S_UNIT = 110, 66, 74, 106, 1.0
@@ -138,7 +140,7 @@ def _decode_s(data: ByteArray, words: IntArray, out: FloatArray) -> None:
 # --- pack -----------------------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@merged
 def _pack_xxs(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, start: int) -> None:
     """Write the super-block whose first sub-block is in ``lane``."""
     v.store_short(out, start, v.float_to_half(work[UNITS + lane]))
@@ -151,7 +153,7 @@ def _pack_xxs(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, st
         store_word(out, start + XXS_SIGNS + 4 * j, packed)
 
 
-@inlined
+@merged
 def _pack_s(work: FloatArray, numbers: IntArray, lane: int, out: ByteArray, start: int) -> None:
     """Write the super-block whose first sub-block is in ``lane``."""
     v.store_short(out, start, v.float_to_half(work[UNITS + lane]))
@@ -184,7 +186,7 @@ def _encode_xxs(
     work, numbers = room()
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
-        load_weighted(rows, columns, importance, objective, first, LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
         take_signs(work, numbers, LENGTH, True)
         search_scales(work, numbers, tables, measure_four, LENGTH, XXS_UNIT, TOP, NO_SHIFT, search)
         for block in range(first, min(first + 2, count)):
@@ -204,7 +206,7 @@ def _encode_s(
     work, numbers = room()
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
-        load_weighted(rows, columns, importance, objective, first, LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
         take_signs(work, numbers, LENGTH, False)
         search_scales(work, numbers, tables, measure_four, LENGTH, S_UNIT, TOP, NO_SHIFT, search)
         for block in range(first, min(first + 2, count)):

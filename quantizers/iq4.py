@@ -17,8 +17,9 @@ bytes    4      4 bytes: low nibbles of the factors, the even sub-block's first
 
 **Objective**: the sum of ``w * (x - decoded)**2`` with ``w``
 
-* ``ggml``: ``importance * sqrt(2 * mean(x**2) + x**2)``, the mean over the block or super-block, as llama.cpp weighs them; without
-  importance the same with an importance of 1 (llama.cpp takes ``x**2`` then, which leaves the many small weights to chance);
+* ``ggml``: ``importance * sqrt(8 * mean(x**2) + x**2)``, the mean over the block or super-block. llama.cpp has 2 instead of 8, and does not
+  always get the least error by it that importance alone weighs. Without importance the same with an importance of 1 (llama.cpp takes
+  ``x**2`` then, which leaves the many small weights to chance);
 * ``plain``: 1;
 * ``importance``: the importance, or 1 where there is none.
 
@@ -38,7 +39,7 @@ from gguf.quants import IQ4_NL
 
 from . import simd as v
 from .base import Codec
-from .codebook import load_word
+from .codebook import load_word, store_word
 from .codebook_search import load_weighted, nearest_half, where_most
 from .kernel import GGML, PLAIN, block_codec, inlined, kernel, scratch
 from .superblocks import GROUP_SCRATCH, STAGED, SUPERBLOCK, W, X, balance, superblock_sum
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["codec"]
 
 LENGTH = 32
+SPREAD = 8  # of the weights of errors
 NL_BYTES = 18
 XS_BYTES, XS_LOW, XS_CODES = 136, 4, 8
 LEAST_FACTOR, LARGEST_FACTOR = -32, 31
@@ -63,8 +65,8 @@ LOWEST, HIGHEST = 127.0, 113.0  # magnitudes of the outermost levels
 # by effort: where the outermost weight lies at first, relative to the outermost level, and how far apart trials are
 FIRST, STEP, TRIES = (0.98, 0.98, 0.94), (0.06, 0.04, 0.02), (3, 6, 18)
 
-UNITS = 40
-ROUNDS = (1, 2, 4)
+UNITS = 40  # trials of IQ4_XS's ``d``
+ROUNDS = (1, 2, 4)  # of trying factors and fitting ``d``, by effort
 
 _IMPORTANCE, _SCALES, _FACTORS, ROOM = GROUP_SCRATCH, GROUP_SCRATCH + 512, GROUP_SCRATCH + 528, GROUP_SCRATCH + 544
 
@@ -117,11 +119,13 @@ def _decode_xs(data: ByteArray, pairs: IntArray, out: FloatArray) -> None:
 
 @inlined
 def _cell(scaled: Floats) -> Ints:
+    """Return the cell, of half a unit, of weights in units of the scale."""
     return v.to_int(v.minimum(v.maximum(scaled * 2 + CENTRE, 0), CELLS - 1))
 
 
 @inlined
 def _inverse(scale: Floats) -> Floats:
+    """Return ``1 / scale``, and 0 for 0."""
     return v.select(scale == 0, v.splat(0), 1 / scale)
 
 
@@ -164,7 +168,7 @@ def _search(work: FloatArray, nearest: FloatArray, effort: int, halves: bool) ->
     """Return the best scale found, rounded to float16 if ``halves``, its error, its curvature, and the error of a scale of zero."""
     above, below, energy = _extremes(work)
     upright = v.maximum(above * (1 / HIGHEST), below * (1 / LOWEST))
-    reversed_ = -v.maximum(above * (1 / LOWEST), below * (1 / HIGHEST))
+    mirrored = -v.maximum(above * (1 / LOWEST), below * (1 / HIGHEST))
     best, least, curvature = v.splat(0), energy, v.splat(0)
     tries = TRIES[effort]
     for trial in range(2 * tries + 1):
@@ -172,7 +176,7 @@ def _search(work: FloatArray, nearest: FloatArray, effort: int, halves: bool) ->
             scale = best
         else:
             outermost = np.float32(FIRST[effort] + STEP[effort] * (trial >> 1))
-            scale = (upright if trial & 1 else reversed_) / outermost
+            scale = (upright if trial & 1 else mirrored) / outermost
         rr, rl, ll = _residuals(work, scale, nearest)
         fitted = scale + scale * v.select(ll > 0, rl / ll, 0)
         if halves:
@@ -221,11 +225,11 @@ def _load_blocks(
 
 @inlined
 def _weigh_by_deviation(work: FloatArray) -> None:
-    """Multiply the weights of errors by ``sqrt(2 * mean(x**2) + x**2)``, the mean over the block."""
+    """Multiply the weights of errors by ``sqrt(8 * mean(x**2) + x**2)``, the mean over the block."""
     mean = v.splat(0)
     for place in range(LENGTH):
         x = v.load(work, X + place * v.LANES)
-        mean += x * x * (2 / LENGTH)
+        mean += x * x * (SPREAD / LENGTH)
     for place in range(LENGTH):
         x, w = v.load(work, X + place * v.LANES), v.load(work, W + place * v.LANES)
         v.store(work, W + place * v.LANES, w * v.sqrt(mean + x * x))
@@ -308,12 +312,29 @@ def _refine(
 def _fit_unit(
     d: Floats, factors: Floats, error: Floats, rr: Floats, rl: Floats, ll: Floats
 ) -> tuple[Floats, Floats, Floats]:
+    """Return ``d`` fitted to the codes whose residuals are summed, if that lowers the super-block's error; the factors, and that error."""
     square = superblock_sum(factors * factors * ll, 8)
     fitted = nearest_half(d + d * v.select(square > 0, superblock_sum(factors * factors * rl, 8) / square, 0))
     before = superblock_sum(error, 8)
     after = superblock_sum(v.select(d * factors == 0, error, _error(d * factors, fitted * factors, rr, rl, ll)), 8)
     better = after < before
     return v.select(better, fitted, d), factors, v.select(better, after, before)
+
+
+@inlined
+def _pack_superblock(work: FloatArray, part: int, codes: IntArray, out: ByteArray, start: int) -> None:
+    """Write the ``part``-th super-block of the group."""
+    d = work[_SCALES + 8 * part]
+    low, high = 0, 0
+    for j in range(8):
+        factor = work[_FACTORS + 8 * part + j]
+        stored = int(factor) - LEAST_FACTOR
+        low |= (stored & 15) << 4 * j
+        high |= (stored >> 4) << 2 * j
+        _pack_codes(work, STAGED + part * SUPERBLOCK + j * LENGTH, d * factor, codes, out, start + XS_CODES + 16 * j)
+    v.store_short(out, start, v.float_to_half(d))
+    v.store_short(out, start + 2, high)
+    store_word(out, start + XS_LOW, low)
 
 
 @kernel
@@ -330,7 +351,7 @@ def _encode_xs(
     work = scratch(ROOM)
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
-        load_weighted(rows, columns, importance, objective, first, LENGTH, work)
+        load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
         scale, _, curvature, energy = _search(work, nearest, effort, False)
         d, factors = _choose_unit(scale, curvature)
         least = superblock_sum(energy, 8)
@@ -346,22 +367,7 @@ def _encode_xs(
             _pack_superblock(work, part, codes, out, (first + part) * XS_BYTES)
 
 
-@inlined
-def _pack_superblock(work: FloatArray, part: int, codes: IntArray, out: ByteArray, start: int) -> None:
-    d = work[_SCALES + 8 * part]
-    low, high = 0, 0
-    for j in range(8):
-        factor = work[_FACTORS + 8 * part + j]
-        stored = int(factor) - LEAST_FACTOR
-        low |= (stored & 15) << 4 * j
-        high |= (stored >> 4) << 2 * j
-        _pack_codes(work, STAGED + part * SUPERBLOCK + j * LENGTH, d * factor, codes, out, start + XS_CODES + 16 * j)
-    v.store_short(out, start, v.float_to_half(d))
-    v.store_short(out, start + 2, high)
-    v.store_short(out, start + XS_LOW, low)
-    v.store_short(out, start + XS_LOW + 2, low >> 16)
-
-
+@cache
 def codec(name: str) -> Codec:
     """Return the codec of IQ4_NL or IQ4_XS."""
     pairs, nearest, codes = _tables()

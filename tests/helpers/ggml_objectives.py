@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, Callable[[Weights], Weights]] = {
     "Q4_K": lambda x: np.sqrt(_mean_square(x, 32)) + np.abs(x),
     "Q5_K": lambda x: np.sqrt(_mean_square(x, 32)) + np.abs(x),
     "Q6_K": lambda x: x**2,
-    "IQ4_NL": lambda x: np.sqrt(2 * _mean_square(x, 32) + x**2),
-    **{name: lambda x: np.sqrt(2 * _mean_square(x, 256) + x**2) for name in ("IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS")},
+    "IQ4_NL": lambda x: np.sqrt(8 * _mean_square(x, 32) + x**2),
+    "IQ4_XS": lambda x: np.sqrt(8 * _mean_square(x, 256) + x**2),
+    **{name: lambda x: np.sqrt(2 * _mean_square(x, 256) + x**2) for name in ("IQ2_S", "IQ3_XXS", "IQ3_S")},
 }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qconv_encodings import ENCODINGS
 
 from qconv.quantizers import codebook_points as cp
+from qconv.quantizers import codebook_tables as ct
 from qconv.quantizers import simd as v
 from qconv.quantizers.codebook import load_codebook
 from qconv.quantizers.kernel import kernel, scratch
@@ -19,7 +20,7 @@ BOOKS = ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 LENGTH, LANES = 16, 16
 
 
-def _tables(name: str) -> tuple[NDArray[np.float32], cp.PointTables]:
+def _tables(name: str) -> tuple[NDArray[np.float32], ct.PointTables]:
     """The points that a search is for, and tables with cells of a quarter or sixteenth of their range."""
     book = load_codebook(name)
     points = book.points[:2048] - 1 if name == "IQ1_S" else book.points
@@ -27,7 +28,7 @@ def _tables(name: str) -> tuple[NDArray[np.float32], cp.PointTables]:
     low, high = float(points.min()), float(points.max())
     width = (high - low) / (cells - 1)
     centres = (low + width * np.arange(cells)).astype(np.float32)
-    return points, cp.point_tables(book, points, centres, (low + width / 2, width))
+    return points, ct.point_tables(book, points, centres, (low + width / 2, width))
 
 
 @kernel
@@ -36,7 +37,7 @@ def _measure_eight(
     w: NDArray[np.float32],
     scale: float,
     shift: float,
-    tables: cp.PointTables,
+    tables: ct.PointTables,
     exact: bool,
     out: NDArray[np.int32],
 ) -> float:
@@ -54,7 +55,7 @@ def _measure_four(
     w: NDArray[np.float32],
     scale: float,
     shift: float,
-    tables: cp.PointTables,
+    tables: ct.PointTables,
     exact: bool,
     out: NDArray[np.int32],
 ) -> float:
@@ -105,7 +106,8 @@ def test_rectangles_cover_all_points_and_nothing_else(name: str) -> None:
     wanted = set(zip((digits[:, :half] @ place).tolist(), (digits[:, half:] @ place).tolist(), strict=True))
     count = len(levels) ** half
     covered = set[tuple[int, int]]()
-    for data, (rows, columns) in ((tables.large, cp.LARGE), (tables.small, cp.SMALL)):
+    large, small = np.split(tables.rectangles, [tables.large])
+    for data, (rows, columns) in ((large, ct.LARGE), (small, ct.SMALL)):
         for rectangle in (data.view("<u2") // LANES).reshape(-1, rows + columns).tolist():
             covered |= set(product(rectangle[:rows], (column - count for column in rectangle[rows:])))
     assert covered == wanted
