@@ -39,8 +39,12 @@ class Workers:
 
     def map(self, function: Callable[[T], Result], items: Iterable[T]) -> list[Result]:
         """Return ``function`` of every item, in their order; an error of one drops those that have not begun."""
+        tasks = list(items)
         with self._blas.limit(limits=1, user_api="blas"):
-            futures = [self._pool.submit(function, item) for item in items]
+            if len(tasks) == 1:  # handing it over would take longer than some of them
+                with np.errstate(all="ignore"):
+                    return [function(tasks[0])]
+            futures = [self._pool.submit(function, item) for item in tasks]
             try:
                 return [future.result() for future in futures]
             except BaseException:
