@@ -63,7 +63,7 @@ LARGEST = 3e8  # far more than a float16 scale can express
 LOWEST, HIGHEST = 127.0, 113.0  # magnitudes of the outermost levels
 
 # by effort: where the outermost weight lies at first, relative to the outermost level, and how far apart trials are
-FIRST, STEP, TRIES = (0.98, 0.98, 0.94), (0.06, 0.04, 0.02), (3, 6, 18)
+FIRST, STEP, TRIES = (1.0, 0.96, 0.94), (0.06, 0.04, 0.02), (3, 6, 18)
 
 UNITS = 40  # trials of IQ4_XS's ``d``
 ROUNDS = (1, 2, 4)  # of trying factors and fitting ``d``, by effort
@@ -170,24 +170,27 @@ def _search(work: FloatArray, nearest: FloatArray, effort: int, halves: bool) ->
     upright = v.maximum(above * (1 / HIGHEST), below * (1 / LOWEST))
     mirrored = -v.maximum(above * (1 / LOWEST), below * (1 / HIGHEST))
     best, least, curvature = v.splat(0), energy, v.splat(0)
-    tries = TRIES[effort]
-    for trial in range(2 * tries + 1):
-        if trial == 2 * tries:
-            scale = best
-        else:
-            outermost = np.float32(FIRST[effort] + STEP[effort] * (trial >> 1))
-            scale = (upright if trial & 1 else mirrored) / outermost
-        rr, rl, ll = _residuals(work, scale, nearest)
-        fitted = scale + scale * v.select(ll > 0, rl / ll, 0)
-        if halves:
-            fitted = nearest_half(fitted)
-        error = _error(scale, fitted, rr, rl, ll)
-        better = error < least
-        best, least, curvature = (
-            v.select(better, fitted, best),
-            v.select(better, error, least),
-            v.select(better, ll, curvature),
-        )
+    for direction in range(2):
+        outermost = mirrored if direction == 0 else upright
+        found, smallest, steepness = v.splat(0), energy, v.splat(0)
+        for trial in range(TRIES[effort] + 1):
+            scale = outermost * np.float32(1 / (FIRST[effort] + STEP[effort] * trial))
+            if trial == TRIES[effort]:
+                scale = found
+            rr, rl, ll = _residuals(work, scale, nearest)
+            if trial == TRIES[effort]:
+                # residuals of the very scale tell its error without the rounding of a correction
+                smallest, steepness = v.select(scale == 0, energy, scale * scale * rr), ll
+            fitted = scale + scale * v.select(ll > 0, rl / ll, 0)
+            if halves:
+                fitted = nearest_half(fitted)
+            error = _error(scale, fitted, rr, rl, ll)
+            better = error < smallest
+            found, smallest = v.select(better, fitted, found), v.select(better, error, smallest)
+            steepness = v.select(better, ll, steepness)
+        better = smallest < least
+        best, least = v.select(better, found, best), v.select(better, smallest, least)
+        curvature = v.select(better, steepness, curvature)
     return best, least, curvature, energy
 
 
