@@ -10,7 +10,8 @@ from ..errors import UnknownFormatError
 from ..formats.base import Model
 from ..plugins.manager import Registries, load_plugins
 from ..quantizers.importance import ImportanceMatrix
-from .jobs import Result, detect, run_plan
+from .jobs import Result, run_plan
+from .opening import detect
 from .plan import make_plan
 from .settings import Settings
 

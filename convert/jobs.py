@@ -1,22 +1,20 @@
-"""A conversion from a path to a path: open, plan, execute, seal."""
+"""Carrying a plan out: execute, certify, seal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import MissingFileError, QconvError, UnknownFormatError
-from ..formats.base import Format, Layout, Model
-from ..plugins.manager import Registries
+from ..errors import QconvError
+from ..formats.base import Layout
 from .execute import execute
 from .journal import Journal
 from .output import OutputFiles, check_output, finish_renames, journal_path, temporary_path
 from .plan import Plan
 
-__all__ = ["Result", "detect", "open_model", "run_plan"]
+__all__ = ["Result", "run_plan"]
 
 
 @dataclass(frozen=True)
@@ -36,45 +34,6 @@ class Result:
     seconds: float
     resumed: int
     replaced: dict[str, int]
-
-
-def detect(path: Path, registries: Registries) -> Format:
-    """Return the format of ``path``, judged by content; raises MissingFileError or UnknownFormatError."""
-    if not path.exists():
-        raise MissingFileError("no such file or folder", path=path)
-    for candidate in registries.formats.values():
-        if candidate.detect(path):
-            return candidate
-    raise UnknownFormatError(
-        "no reader recognises this " + ("folder" if path.is_dir() else "file"),
-        path=path,
-        remedy="Readable formats: " + ", ".join(registries.formats) + ".",
-    )
-
-
-@contextmanager
-def open_model(
-    path: Path,
-    registries: Registries,
-    architecture: str | None = None,
-    pre_tokenizer: str | None = None,
-    vocabulary_only: bool = False,
-    expected: str | None = None,
-) -> Iterator[Model]:
-    """Open ``path`` with the reader that recognises it, and close it afterwards.
-
-    A folder that none recognises is given to the reader ``expected``, which can say what it lacks.
-    """
-    try:
-        reader = detect(path, registries)
-    except UnknownFormatError:
-        if expected is None or not path.is_dir():
-            raise
-        reader = registries.formats[expected]
-    if reader.open is None:
-        raise UnknownFormatError(f"{reader.name} files can be written but not read", path=path)
-    with reader.open(path, registries.open_context(architecture, pre_tokenizer, vocabulary_only)) as model:
-        yield model
 
 
 def run_plan(

@@ -15,7 +15,7 @@ from ..runtime.identity import ModelIdentity, Text, identify_model
 from ..runtime.network import Network, load_network
 from ..runtime.tokenizer import Tokenizer, load_tokenizer
 from ..runtime.windows import Windows, cut_standard, cut_strided
-from .jobs import open_model
+from .opening import open_model
 
 __all__ = ["Cut", "Subject", "cut_text", "describe_cut", "open_subject", "subject_of"]
 

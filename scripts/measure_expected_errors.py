@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qconv.convert.jobs import open_model
+from qconv.convert.opening import open_model
 from qconv.plugins.manager import load_plugins
 from qconv.quantizers.base import EncodeOptions, Encoding, ImportanceUse
 

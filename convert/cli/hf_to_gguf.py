@@ -74,7 +74,7 @@ def hf_to_gguf(
     """Convert a Hugging Face folder to GGUF, quantized on the way: one pass, bounded memory, whole or absent."""
     from ...errors import UsageError
     from ...plugins.manager import load_plugins
-    from ..jobs import open_model
+    from ..opening import open_model
     from .conversion import convert
     from .settings import default_output, read_settings
 

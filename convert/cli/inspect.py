@@ -33,7 +33,7 @@ def inspect(
     """Show what a model holds: architecture, sizes, types, tokenizer. Reads no weights."""
     from ...formats.summary import plain_value, summarize, summarize_tensors
     from ...plugins.manager import load_plugins
-    from ..jobs import open_model
+    from ..opening import open_model
     from . import report
 
     with open_model(model, load_plugins().registries()) as source:

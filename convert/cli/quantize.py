@@ -68,7 +68,7 @@ def quantize(
     """Quantize a GGUF file: one pass, bounded memory, whole or absent."""
     from ...errors import UsageError
     from ...plugins.manager import load_plugins
-    from ..jobs import open_model
+    from ..opening import open_model
     from .conversion import convert
     from .settings import default_output, read_settings
 

@@ -10,15 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 __all__ = ["counter_bar", "human_bytes", "note", "print_json", "print_table", "progress_bar"]
@@ -82,6 +73,8 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
     On a terminal it draws a bar with rate and time left, elsewhere it prints a line every ten seconds; both on standard error.
     ``quiet`` prints nothing.
     """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     screen = console(stderr=True)
     if quiet:
         yield lambda count: None
@@ -103,6 +96,8 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
 @contextmanager
 def counter_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Yield a function to call with the name of each thing as it starts; for work that is counted in things, not bytes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # slow, and many commands show none
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console(stderr=True), transient=True, disable=quiet) as progress:
         task = progress.add_task(label, total=total)

@@ -5,13 +5,12 @@ Importing this package imports neither numba nor the gguf package.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..base import Format
+from ..base import Format, Layout, Model, OpenContext, OutputTensor, WriteOptions
+from ..metadata import Field
 from .constants import CONTAINERS, FOREIGN_MAGICS
-from .prepare import prepare_for_ggjt
-from .reader import open_ggml
-from .writer import lay_out_ggjt
 
 __all__ = ["FORMAT", "detect_ggml", "lay_out_ggjt", "open_ggml", "prepare_for_ggjt"]
 
@@ -23,6 +22,29 @@ def detect_ggml(path: Path) -> bool:
             return file.read(4) in {*CONTAINERS, *FOREIGN_MAGICS}
     except OSError:
         return False
+
+
+def open_ggml(path: Path, context: OpenContext) -> Model:
+    """Open a file as :func:`reader.open_ggml` does, importing block layouts only now."""
+    from .reader import open_ggml as open_file
+
+    return open_file(path, context)
+
+
+def lay_out_ggjt(
+    path: Path, metadata: Mapping[str, Field], tensors: Sequence[OutputTensor], options: WriteOptions
+) -> Layout:
+    """Lay out a ggjt file as :func:`writer.lay_out_ggjt` does."""
+    from .writer import lay_out_ggjt as lay_out
+
+    return lay_out(path, metadata, tensors, options)
+
+
+def prepare_for_ggjt(model: Model) -> Model:
+    """Make a model what ggjt can hold, as :func:`prepare.prepare_for_ggjt` does."""
+    from .prepare import prepare_for_ggjt as prepare
+
+    return prepare(model)
 
 
 FORMAT = Format(

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from qconv.convert.jobs import detect
+from qconv.convert.opening import detect
 from qconv.plugins import PluginInfo, PluginManager, hookspecs
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("register_")]

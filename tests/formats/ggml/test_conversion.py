@@ -13,7 +13,8 @@ from ggml_files import sound
 from gguf_files import CONTEXT
 from run_cli import Cli
 
-from qconv.convert.jobs import open_model, run_plan
+from qconv.convert.jobs import run_plan
+from qconv.convert.opening import open_model
 from qconv.convert.plan import make_plan
 from qconv.convert.settings import Settings
 from qconv.formats.ggml import open_ggml, prepare_for_ggjt
