@@ -19,7 +19,16 @@ from ..formats.base import Model
 from ..formats.getters import get_string
 from .tokenizer import Tokenizer
 
-__all__ = ["MEMORY", "OUTPUT", "SECONDS", "ChatTemplate", "Message", "chat_tokens", "read_chat_template"]
+__all__ = [
+    "MEMORY",
+    "OUTPUT",
+    "SECONDS",
+    "ChatTemplate",
+    "Conversation",
+    "Message",
+    "read_chat_template",
+    "read_conversation",
+]
 
 Message = Mapping[str, str]
 """``role`` (``system``, ``user``, ``assistant``) and ``content``."""
@@ -106,6 +115,18 @@ class ChatTemplate:
         )
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as text, and the tokens that stand for it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+    def answered(self, text: str, tokens: Sequence[int]) -> Conversation:
+        """Return the conversation with an answer, without the token that ended it."""
+        return Conversation(self.text + text, (*self.tokens, *tokens))
+
+
 def read_chat_template(model: Model, tokenizer: Tokenizer, path: Path | None = None) -> ChatTemplate:
     """Return the template in the file ``path``, or else the one of ``model``.
 
@@ -128,12 +149,32 @@ def read_chat_template(model: Model, tokenizer: Tokenizer, path: Path | None = N
     return ChatTemplate(text, names, model.path)
 
 
-def chat_tokens(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
-    """Return the tokens of a conversation up to where the answer begins.
+def read_conversation(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], before: Conversation | None = None
+) -> Conversation:
+    """Return a conversation up to where the answer begins.
 
     Texts of control tokens become those tokens. A vocabulary whose texts begin with BOS gets it where the template does not write it, as in
-    llama.cpp. Raises as :meth:`ChatTemplate.render`.
+    llama.cpp.
+
+    Args:
+        tokenizer: of the model.
+        template: what writes the messages.
+        messages: the conversation.
+        before: an earlier part of the conversation and its answer. Where the template repeats its text, its tokens stay as they were, even if
+            the text would now become others: they are what the model said, and what its cache holds.
+
+    Raises as :meth:`ChatTemplate.render`.
     """
-    tokens: list[int] = tokenizer.encode(template.render(messages), add_special=False, parse_special=True).tolist()
+    text = template.render(messages)
+    if before is not None and text.startswith(before.text):
+        new = _encode(tokenizer, text[len(before.text) :], before.tokens)
+        return Conversation(text, (*before.tokens, *new))
+    tokens = _encode(tokenizer, text)
     bos = tokenizer.bos if tokenizer.adds_bos else None
-    return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
+    return Conversation(text, tuple(tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]))
+
+
+def _encode(tokenizer: Tokenizer, text: str, after: Sequence[int] = ()) -> list[int]:
+    found: list[int] = tokenizer.encode(text, add_special=False, parse_special=True, after=after).tolist()
+    return found

@@ -101,13 +101,21 @@ class Tokenizer:
         """Return the SHA-256 (hexadecimal) of the vocabulary: equal for tokenizers that give the same tokens."""
         return self._digest
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> NDArray[np.int32]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        after: Sequence[int] | NDArray[np.int32] = (),
+    ) -> NDArray[np.int32]:
         """Return the tokens of ``text``, as llama.cpp makes them.
 
         Args:
             text: any text; lone surrogates stand for bytes that are no UTF-8.
             add_special: put ``bos`` in front and ``eos`` behind, where the vocabulary asks for it.
             parse_special: let the text of a control token become that token. User-defined tokens are always found.
+            after: the tokens that the text follows: behind ordinary ones it gets no space in front.
 
         Returns int32 (count,). Raises TokenizerError for a character that the vocabulary cannot express at all.
         """
@@ -115,7 +123,7 @@ class Tokenizer:
         tokens: list[int] = []
         if add_special and vocabulary.add_bos:
             tokens.append(vocabulary.roles["bos"])
-        behind_special = True
+        behind_special = self._begins(after)
         for fragment in partition(text, self._all_markers if parse_special else self._markers, vocabulary.strippers):
             if isinstance(fragment, int):
                 tokens.append(fragment)
@@ -151,7 +159,7 @@ class Tokenizer:
 
     def stream(self, after: Sequence[int] | NDArray[np.int32] = (), *, special: bool = False) -> TextStream:
         """Return a decoder that takes tokens one by one, as they follow the tokens ``after``."""
-        return TextStream(self, not len(after) or self.vocabulary.types[int(after[-1])] in _SOUGHT, special)
+        return TextStream(self, self._begins(after), special)
 
     def piece(self, token: int, *, special: bool = False, first: bool = False) -> bytes:
         """Return the bytes of one token.
@@ -175,6 +183,10 @@ class Tokenizer:
             return from_byte_alphabet(text)
         text = text.replace(SPACE, " ")
         return encode_text(text[1:] if first and vocabulary.add_space and text.startswith(" ") else text)
+
+    def _begins(self, after: Sequence[int] | NDArray[np.int32]) -> bool:
+        """Return whether what follows ``after`` stands first or behind a special token."""
+        return not len(after) or self.vocabulary.types[int(after[-1])] in _SOUGHT
 
     @cached_property
     def _digest(self) -> str:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
-from . import hf_to_gguf, imatrix, inspect, lists, perplexity, quantize, validate, verify, warmup
+from . import chat, generate, hf_to_gguf, imatrix, inspect, lists, perplexity, quantize, validate, verify, warmup
 
 __all__ = ["build_app", "main"]
 
@@ -44,7 +44,7 @@ def build_app() -> typer.Typer:
     ) -> None:
         del version
 
-    for module in (hf_to_gguf, quantize, inspect, verify, validate, perplexity, imatrix, lists, warmup):
+    for module in (hf_to_gguf, quantize, inspect, verify, validate, perplexity, imatrix, generate, chat, lists, warmup):
         module.register(app)
     load_plugins().register_commands(app)
     return app

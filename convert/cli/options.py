@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_OUTPUT, _TYPES, _WORK = "Output", "Types", "Work"
+_OUTPUT, _TYPES, _WORK, _SAMPLING = "Output", "Types", "Work", "Sampling"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[
@@ -135,6 +135,33 @@ Chunks = Annotated[
 CacheType = Annotated[
     str,
     typer.Option("--cache-type", metavar="f32|q8_0|q4_0", help="How keys and values of earlier positions are held."),
+]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", metavar="T", help="Above 0: draw tokens; 0: the best.", rich_help_panel=_SAMPLING),
+]
+TopK = Annotated[
+    int,
+    typer.Option("--top-k", metavar="K", help="Draw from the K best tokens; 0: from all.", rich_help_panel=_SAMPLING),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p", metavar="P", help="Draw from the best that have P together; 1: all.", rich_help_panel=_SAMPLING
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Draw the same tokens again.", rich_help_panel=_SAMPLING)
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        min=0,
+        metavar="GiB",
+        help="Decoded weights to keep in memory; default: half of what is free. The rest is read anew for every token.",
+        rich_help_panel=_WORK,
+    ),
 ]
 Validate = Annotated[
     list[Path] | None,

@@ -15,7 +15,7 @@ from qconv.errors import ModelError
 from qconv.formats.base import Model
 from qconv.formats.metadata import string
 from qconv.runtime.chat_sandbox import render
-from qconv.runtime.chat_template import OUTPUT, ChatTemplate, Message, chat_tokens, read_chat_template
+from qconv.runtime.chat_template import OUTPUT, ChatTemplate, Message, read_chat_template, read_conversation
 from qconv.runtime.tokenizer import Tokenizer
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -169,9 +169,37 @@ def test_control_tokens_are_found_and_bos_comes_once() -> None:
     tokenizer = chat_tokenizer()
     found = read_chat_template(with_template("<|im_start|>{{ messages[0].content }}<|im_end|>"), tokenizer)
     assert found.names == NAMES
-    assert chat_tokens(tokenizer, found, messages) == [1, 259, 261, 262, 260]
+    assert read_conversation(tokenizer, found, messages).tokens == (1, 259, 261, 262, 260)
     written = read_chat_template(with_template("{{ bos_token }}{{ messages[0].content }}"), tokenizer)
-    assert chat_tokens(tokenizer, written, messages) == [1, 261, 262]
+    assert read_conversation(tokenizer, written, messages).tokens == (1, 261, 262)
+
+
+def test_what_was_said_keeps_its_tokens() -> None:
+    messages: list[Message] = [{"role": "user", "content": "a"}]
+    tokenizer, b = chat_tokenizer(), 3 + ord("b")
+    text = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    found = read_chat_template(with_template(text), tokenizer)
+    asked = read_conversation(tokenizer, found, messages)
+    assert asked.tokens == (1, 259, 261, 260, 259)
+    # the model spelled b as a byte, which is not how the tokenizer would
+    said = asked.answered("bc", (b, 263))
+    messages += [{"role": "assistant", "content": "bc"}, {"role": "user", "content": "c"}]
+    then = read_conversation(tokenizer, found, messages, said)
+    assert then.tokens == (*asked.tokens, b, 263, 260, 259, 263, 260, 259)
+    assert then.text == found.render(messages)
+    # another history: all is read anew
+    messages[1] = {"role": "assistant", "content": "b"}
+    assert read_conversation(tokenizer, found, messages, said).tokens == (*asked.tokens, 262, 260, 259, 263, 260, 259)
+
+
+def test_the_middle_of_a_conversation_gets_no_space() -> None:
+    messages: list[Message] = [{"role": "user", "content": "a"}]
+    tokenizer = chat_tokenizer(add_space_prefix=True)
+    found = read_chat_template(with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), tokenizer)
+    asked = read_conversation(tokenizer, found, messages)
+    messages += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    then = read_conversation(tokenizer, found, messages, asked.answered("b", (262,)))
+    assert then.tokens == (*asked.tokens, 262, 263)
 
 
 def with_template(text: str | None) -> Model:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ class Pair:
         """Fail unless both give the same tokens, in all four modes."""
         for add_special in (False, True):
             for parse_special in (False, True):
-                modes = {"add_special": add_special, "parse_special": parse_special}
+                modes: dict[str, Any] = {"add_special": add_special, "parse_special": parse_special}
                 assert self.ours.encode(text, **modes).tolist() == self.theirs.tokenize(text, **modes), (text, modes)
 
 
