@@ -23,6 +23,16 @@ a model larger than memory runs::
 ``tokenizer``     text to tokens and back, from the metadata of any model
 ================= ==========================================================================================
 
+What makes text with it:
+
+================= ==========================================================================================
+``generate``      a prompt in, tokens out one by one
+``sampling``      the next token from logits
+``held``          a model whose decoded weights stay in memory as far as they fit
+``chat_template`` conversations as the model was trained to see them
+``chat_sandbox``  the program that renders one template
+================= ==========================================================================================
+
 What is measured with it:
 
 ========================== =================================================================================
