@@ -179,7 +179,7 @@ def draw(results: Sequence[Measurement], stem: Path) -> None:
     errors.set_xticks(places, labels, rotation=90)
     figure.tight_layout()
     for suffix in (".png", ".svg"):
-        figure.savefig(stem.with_suffix(suffix), dpi=150)
+        figure.savefig(stem.with_suffix(suffix), dpi=150, bbox_inches="tight")
 
 
 def main() -> None:
