@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import EncodingError, NonFiniteError, QconvError
+from ..formats.positional import ContiguousRows
 from ..quantizers.finite import CHECKED_ENCODINGS, first_non_finite
 from .output import OutputFiles
 
@@ -156,10 +157,11 @@ class _Run:
 
     def _slab(self, slab: _Slab) -> None:
         step = slab.step
-        data = self._encode(slab)
-        row_bytes = data.shape[1]
+        data = self._copy(slab)
+        if data is None:
+            data = self._encode(slab)
+            self.files.write(step.target.name, slab.start * data.shape[1], data.reshape(-1).data)
         flat = data.reshape(-1)
-        self.files.write(step.target.name, slab.start * row_bytes, flat.data)
         done, complete = self._pending[step.target.name].put(slab.index, flat, slab.last)
         if complete:
             digest = self._pending.pop(step.target.name).hexdigest()
@@ -171,24 +173,42 @@ class _Run:
             self._condition.notify_all()
             self.progress(flat.nbytes)
 
+    def _copy(self, slab: _Slab) -> NDArray[np.uint8] | None:
+        """Copy rows that are stored as they are to be written; None where that is not so, or the system cannot, or they need a change.
+
+        The digest is taken of the bytes in the output, so that it speaks of them whatever happens to the source meanwhile.
+        """
+        source, target = slab.step.source, slab.step.target
+        rows = source.read
+        if source.encoding.name != target.encoding.name or not isinstance(rows, ContiguousRows):
+            return None
+        data = self.files.copy(target.name, rows, slab.start, slab.stop)
+        return None if data is None or self._non_finite(data, slab) else data
+
+    def _non_finite(self, data: NDArray[np.uint8], slab: _Slab) -> bool:
+        """Whether encoded rows hold NaN or infinity; raises NonFiniteError where that is not allowed."""
+        source = slab.step.source
+        name = source.encoding.name
+        found = first_non_finite(data, name) if name in CHECKED_ENCODINGS else None
+        if found is not None and not self.plan.allow_nonfinite:
+            raise NonFiniteError(
+                f"row {slab.start + found[0]}, column {found[1]} is not a finite number",
+                tensor=source.name,
+                path=source.origin or None,
+                remedy="The source is damaged or was trained into overflow; --allow-nonfinite writes zeros instead.",
+            )
+        return found is not None
+
     def _encode(self, slab: _Slab) -> NDArray[np.uint8]:
         step = slab.step
         source, target = step.source, step.target.encoding
         try:
             data = np.ascontiguousarray(source.read(slab.start, slab.stop))
-            name = source.encoding.name
-            found = first_non_finite(data, name) if name in CHECKED_ENCODINGS else None
-            if found is not None and not self.plan.allow_nonfinite:
-                raise NonFiniteError(
-                    f"row {slab.start + found[0]}, column {found[1]} is not a finite number",
-                    tensor=source.name,
-                    path=source.origin or None,
-                    remedy="The source is damaged or was trained into overflow; --allow-nonfinite writes zeros instead.",
-                )
-            if name == target.name and found is None:
+            non_finite = self._non_finite(data, slab)
+            if source.encoding.name == target.name and not non_finite:
                 return data
             rows = source.encoding.decode(data)
-            if found is not None or source.encoding.is_quantized:
+            if non_finite or source.encoding.is_quantized:
                 rows = self._finite(rows, slab)
             return target.encode(rows, self._importance(slab), self.plan.encode_options)
         except QconvError as error:

@@ -13,11 +13,17 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import DiskFullError, OutputError, OutputExistsError
 from ..formats.base import Layout
-from ..formats.positional import PositionalFile
+from ..formats.positional import ContiguousRows, PositionalFile
 from .journal import Journal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["OutputFiles", "check_output", "journal_path", "temporary_path"]
 
@@ -127,6 +133,23 @@ class OutputFiles:
             write_at(self._descriptors[part], data, start + offset)
         except OSError as error:
             raise output_error(error, self.layout.parts[part].path) from error
+
+    def copy(self, tensor: str, source: ContiguousRows, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """Have the system copy rows that are stored as they are to be written, and return them as read from the output.
+
+        None where the system cannot: the caller reads and writes then.
+        """
+        part, begin = self._where[tensor]
+        width = source.row_bytes
+        place, count = begin + start * width, (stop - start) * width
+        try:
+            if not source.file.copy_into(self._descriptors[part], place, source.offset + start * width, count):
+                return None
+            out = np.empty((stop - start, width), np.uint8)
+            got = os.preadv(self._descriptors[part], [out.data], place) if count else 0
+        except OSError as error:
+            raise output_error(error, self.layout.parts[part].path) from error
+        return out if got == count else None
 
     def reader(self, tensor: str) -> tuple[PositionalFile, int]:
         """Return a file open for reading what was written of ``tensor``, and the tensor's offset in it."""

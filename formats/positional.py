@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
+
+import numpy as np
 
 from ..errors import FormatError, MissingFileError, TruncatedError
 
-__all__ = ["PositionalFile"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ContiguousRows", "PositionalFile"]
 
 _SEEK_LOCK = threading.Lock()
+_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EPERM}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ContiguousRows:
+    """A tensor's ``read`` where its rows lie one after another in a file, so that a copy can be left to the system.
+
+    Attributes:
+        file: the open file.
+        offset: position of the first row.
+        row_bytes: bytes of a row.
+        rows: number of rows.
+        tensor: name in the file, for messages.
+    """
+
+    file: PositionalFile
+    offset: int
+    row_bytes: int
+    rows: int
+    tensor: str
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return uint8 (stop - start, row_bytes); raises TruncatedError where the file has become shorter."""
+        if not 0 <= start <= stop <= self.rows:
+            raise IndexError(f"rows {start} to {stop} of tensor {self.tensor}, which has {self.rows}")
+        out = np.empty((stop - start, self.row_bytes), np.uint8)
+        if out.size:  # a view of nothing cannot be cast to bytes
+            self.file.read_into(out.data, self.offset + start * self.row_bytes, self.tensor)
+        return out
 
 
 @final
@@ -74,6 +111,26 @@ class PositionalFile:
         out = bytearray(count)
         self.read_into(out, offset)
         return bytes(out)
+
+    def copy_into(self, descriptor: int, target: int, offset: int, count: int) -> bool:
+        """Have the system copy bytes ``offset`` on to byte ``target`` of another file; return whether it did.
+
+        False where it cannot (another file system, no such call) or the file ends before; what is then in the target is undefined.
+        """
+        if not hasattr(os, "copy_file_range"):
+            return False
+        done = 0
+        try:
+            while done < count:
+                moved = os.copy_file_range(self._file.fileno(), descriptor, count - done, offset + done, target + done)
+                if moved == 0:
+                    return False
+                done += moved
+        except OSError as error:
+            if error.errno in _CANNOT_COPY:
+                return False
+            raise
+        return True
 
     def close(self) -> None:
         """Give the descriptor back; closing twice is harmless."""

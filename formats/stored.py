@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import EncodingError
 from ..quantizers.base import Encoding
 from .base import Tensor
-from .positional import PositionalFile
+from .positional import ContiguousRows, PositionalFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,13 +58,11 @@ def lazy_tensor(stored: StoredTensor, encodings: Mapping[str, Encoding]) -> Tens
             remedy="Use the original BF16, F16 or F32 checkpoint of this model.",
         )
     encoding = encodings[name]
-    return Tensor(
-        stored.name,
-        stored.shape,
-        encoding,
-        partial(read_rows, stored, encoding.block_bytes),
-        f"{stored.file.path.name}: {stored.name}",
-    )
+    read: Callable[[int, int], NDArray[np.uint8]] = partial(read_rows, stored, encoding.block_bytes)
+    if stored.strides is None:
+        width = (stored.shape[-1] if stored.shape else 1) * encoding.block_bytes
+        read = ContiguousRows(stored.file, stored.offset, width, prod(stored.shape[:-1]), stored.name)
+    return Tensor(stored.name, stored.shape, encoding, read, f"{stored.file.path.name}: {stored.name}")
 
 
 def read_rows(stored: StoredTensor, item: int, start: int, stop: int) -> NDArray[np.uint8]:
@@ -77,7 +76,4 @@ def read_rows(stored: StoredTensor, item: int, start: int, stop: int) -> NDArray
         view = StridedView(stored.file, stored.offset, stored.shape, stored.strides, item, stored.name)
         return gather_rows(view, start, stop)
     width = (stored.shape[-1] if stored.shape else 1) * item
-    out = np.empty((stop - start, width), np.uint8)
-    if out.size:  # a view of nothing cannot be cast to bytes
-        stored.file.read_into(out.data, stored.offset + start * width, stored.name)
-    return out
+    return ContiguousRows(stored.file, stored.offset, width, prod(stored.shape[:-1]), stored.name)(start, stop)

@@ -15,7 +15,7 @@ from ...errors import FormatError, MissingFileError
 from ...quantizers.base import Encoding
 from ..base import Model, Tensor
 from ..getters import get_integer
-from ..positional import PositionalFile
+from ..positional import ContiguousRows, PositionalFile
 from . import constants as c
 from .byte_order import is_swappable, swap_blocks
 from .checks import check_metadata, check_names
@@ -150,19 +150,14 @@ def _tensor(file: PositionalFile, header: Header, record: TensorRecord, part: in
     swapped = header.byte_order == ">"
     if swapped and not is_swappable(record.encoding):
         raise FormatError(f"big-endian {record.encoding.name} cannot be read", path=file.path, tensor=record.name)
-    read = partial(_read_rows, file, record, swapped)
+    width = record.encoding.row_bytes(record.shape[-1] if record.shape else 1)
+    rows = ContiguousRows(file, record.offset, width, record.nbytes // width, record.name)
+    read = partial(_read_swapped, rows, record.encoding) if swapped else rows
     return Tensor(record.name, record.shape, record.encoding, read, f"{file.path.name}: {record.name}", part)
 
 
-def _read_rows(file: PositionalFile, record: TensorRecord, swapped: bool, start: int, stop: int) -> NDArray[np.uint8]:
-    """Return rows ``start`` to ``stop`` as uint8 (stop - start, row bytes); ``swapped`` data become little-endian."""
-    width = record.encoding.row_bytes(record.shape[-1] if record.shape else 1)
-    rows = record.nbytes // width
-    if not 0 <= start <= stop <= rows:
-        raise IndexError(f"rows {start} to {stop} of tensor {record.name}, which has {rows}")
-    out = np.empty((stop - start, width), np.uint8)
-    if out.size:
-        file.read_into(out.data, record.offset + start * width, record.name)
-    if swapped:
-        swap_blocks(out, record.encoding)
+def _read_swapped(rows: ContiguousRows, encoding: Encoding, start: int, stop: int) -> NDArray[np.uint8]:
+    """Return big-endian rows as little-endian ones."""
+    out = rows(start, stop)
+    swap_blocks(out, encoding)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from gguf import GGUFReader
 from qconv_encodings import ENCODINGS
 
+import qconv
 from qconv.convert import execute as execute_module
 from qconv.convert.jobs import Result, run_plan
 from qconv.convert.journal import Journal
@@ -262,3 +264,46 @@ def test_without_positional_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected = convert(tmp_path, "expected.gguf")[0].read_bytes()
     monkeypatch.delattr(os, "pwrite")
     assert convert(tmp_path, "found.gguf")[0].read_bytes() == expected
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A BF16 file, whose rows can be copied as they lie."""
+    return convert(tmp_path, "stored.gguf", "bf16")[0]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_rows_that_stay_as_they_are_are_copied(
+    tmp_path: Path, stored: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    calls: list[int] = []
+    system = os.copy_file_range
+
+    def copy(*arguments: int) -> int:
+        calls.append(arguments[2])
+        if able:
+            return system(*arguments)
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    with qconv.open(stored) as model:
+        path, result = convert(tmp_path, "copy.gguf", "auto", model=model)
+    assert calls
+    assert path.read_bytes() == stored.read_bytes()
+    assert verify_gguf(path).ok
+    assert set(result.digests) == set(model.tensors)
+
+
+def test_what_is_not_finite_is_found_in_a_copy(tmp_path: Path, stored: Path) -> None:
+    where = next(it for it in GGUFReader(stored).tensors if it.name == "blk.1.ffn_up.weight")
+    with stored.open("r+b") as file:
+        file.seek(int(where.data_offset) + 2 * (5 * 512 + 9))
+        file.write(b"\xc0\x7f")
+    with qconv.open(stored) as model:
+        with pytest.raises(NonFiniteError, match=r"blk\.1\.ffn_up\.weight.*row 5, column 9"):
+            convert(tmp_path, "copy.gguf", "auto", model=model)
+        path, result = convert(tmp_path, "copy.gguf", "auto", model=model, allow_nonfinite=True)
+    assert result.replaced == {"blk.1.ffn_up.weight": 1}
+    assert verify_gguf(path).ok
+    with qconv.open(path) as model:
+        assert model.tensors["blk.1.ffn_up.weight"].rows(5, 6)[0, 9] == 0
