@@ -147,7 +147,7 @@ class PluginManager:
                 caller(**arguments(f"{info.name} ({info.distribution})"))
             except PluginError:
                 raise
-            except Exception as error:
+            except Exception as error:  # as above; a fault of our own is raised again
                 if info.distribution == "qconv":
                     raise
                 self._fail(info, error)

@@ -227,7 +227,7 @@ def test_vocabulary(tmp_path: Path) -> None:
         scores = model.metadata["tokenizer.ggml.scores"].value
         assert isinstance(scores, np.ndarray)
         assert scores.tolist() == [score for _, score in tokens]
-        special = {role: (token.id, token.text) for role, token in summarize(model).tokenizer.special.items()}  # type: ignore[union-attr]
+        special = {role: (token.id, token.text) for role, token in summarize(model).tokenizer.special.items()}  # type: ignore[union-attr]  # it has one
         assert special == {"bos": (1, "<s>"), "eos": (2, "</s>"), "unknown": (0, "<unk>")}
 
 
