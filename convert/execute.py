@@ -78,6 +78,11 @@ def slabs(step: Step) -> Iterator[_Slab]:
         yield _Slab(step, index, start, stop, index == len(cuts) - 1)
 
 
+def _is_stored_alike(step: Step) -> bool:
+    """Whether the rows of the source lie one after another in a file, in the encoding of the target."""
+    return step.source.encoding.name == step.target.encoding.name and isinstance(step.source.read, ContiguousRows)
+
+
 class _Digest:
     """SHA-256 of a tensor whose slabs arrive in any order; whoever brings the next one digests all that follow."""
 
@@ -128,27 +133,35 @@ class _Run:
         self._limit = max(1, plan.threads) * _SLABS_AHEAD
         self._pending: dict[str, _Digest] = {}
 
-    def queue(self, steps: list[Step]) -> Iterator[_Slab]:
+    def queue(self, steps: list[Step]) -> Iterator[Iterator[_Slab]]:
+        """Yield what one thread is to take at a time.
+
+        That is one slab; but all slabs of a tensor that is stored as it is to be written, for there the digest, which takes them one after
+        another, is most of the work: two threads in one tensor would wait for each other, in two tensors they do not.
+        """
         for step in steps:
             self._pending[step.target.name] = _Digest()
-            yield from slabs(step)
+            if _is_stored_alike(step):
+                yield slabs(step)
+            else:
+                yield from (iter((slab,)) for slab in slabs(step))
 
-    def claim(self, queue: Iterator[_Slab]) -> _Slab | None:
-        """Return the next slab, or None at the end; waits while the others are too far behind."""
+    def claim(self, queue: Iterator[Iterator[_Slab]]) -> Iterator[_Slab] | None:
+        """Return the next piece of work, or None at the end; waits while the others are too far behind."""
         with self._condition:
             while self._open >= self._limit and not self.stop.is_set():
                 self._condition.wait()
-            if self.stop.is_set():
-                return None
-            slab = next(queue, None)
-            if slab is not None:
-                self._open += 1
-            return slab
+            return None if self.stop.is_set() else next(queue, None)
 
-    def work(self, queue: Iterator[_Slab]) -> None:
+    def work(self, queue: Iterator[Iterator[_Slab]]) -> None:
         try:
-            while (slab := self.claim(queue)) is not None:
-                self._slab(slab)
+            while (piece := self.claim(queue)) is not None:
+                for slab in piece:
+                    if self.stop.is_set():
+                        return
+                    with self._condition:
+                        self._open += 1
+                    self._slab(slab)
         except BaseException:
             self.stop.set()
             with self._condition:
@@ -157,11 +170,9 @@ class _Run:
 
     def _slab(self, slab: _Slab) -> None:
         step = slab.step
-        data = self._copy(slab)
-        if data is None:
-            data = self._encode(slab)
-            self.files.write(step.target.name, slab.start * data.shape[1], data.reshape(-1).data)
+        data = self._encode(slab)
         flat = data.reshape(-1)
+        self.files.write(step.target.name, slab.start * data.shape[1], flat.data)
         done, complete = self._pending[step.target.name].put(slab.index, flat, slab.last)
         if complete:
             digest = self._pending.pop(step.target.name).hexdigest()
@@ -172,18 +183,6 @@ class _Run:
             self._open -= done
             self._condition.notify_all()
             self.progress(flat.nbytes)
-
-    def _copy(self, slab: _Slab) -> NDArray[np.uint8] | None:
-        """Copy rows that are stored as they are to be written; None where that is not so, or the system cannot, or they need a change.
-
-        The digest is taken of the bytes in the output, so that it speaks of them whatever happens to the source meanwhile.
-        """
-        source, target = slab.step.source, slab.step.target
-        rows = source.read
-        if source.encoding.name != target.encoding.name or not isinstance(rows, ContiguousRows):
-            return None
-        data = self.files.copy(target.name, rows, slab.start, slab.stop)
-        return None if data is None or self._non_finite(data, slab) else data
 
     def _non_finite(self, data: NDArray[np.uint8], slab: _Slab) -> bool:
         """Whether encoded rows hold NaN or infinity; raises NonFiniteError where that is not allowed."""
@@ -247,12 +246,13 @@ def execute(plan: Plan, files: OutputFiles, progress: Callable[[int], None]) -> 
     stopped; on KeyboardInterrupt what is finished stays in the journal.
     """
     run = _Run(plan, files, progress)
-    with ThreadPoolExecutor(plan.threads, thread_name_prefix="qconv") as pool:
+    workers = plan.threads + (plan.threads > 1)  # one computes while another waits for the disk
+    with ThreadPoolExecutor(workers, thread_name_prefix="qconv") as pool:
         _check_finished(run, pool)
         todo = [step for step in plan.steps if step.target.name not in run.digests]
         resumed = len(run.digests)
         queue = run.queue(todo)
-        futures = [pool.submit(run.work, queue) for _ in range(plan.threads)]
+        futures = [pool.submit(run.work, queue) for _ in range(workers)]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:  # Ctrl-C arrives here, in the main thread

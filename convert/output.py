@@ -7,29 +7,30 @@ writes the headers and records, waits until the disk has everything, and renames
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..errors import DiskFullError, OutputError, OutputExistsError
 from ..formats.base import Layout
-from ..formats.positional import ContiguousRows, PositionalFile
+from ..formats.positional import PositionalFile
+from .flush import Flusher
 from .journal import Journal
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["OutputFiles", "check_output", "journal_path", "temporary_path"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BINARY = getattr(os, "O_BINARY", 0)
 _MAX_CALL = 1 << 30  # Linux moves at most 2^31 - 4096 bytes per call
+_UNCACHED_WRITE = 0x80  # RWF_DONTCACHE, Linux 6.14: written to disk at once, then forgotten
+_CAN_WRITE_UNCACHED = sys.platform == "linux"
+_PAGE_BYTES = 1 << 16  # the largest page of any system that we know
+_CACHED_BYTES = 1 << 30  # a larger output would push the source, and what else the machine works with, out of memory
 _SEEK_LOCK = threading.Lock()
 
 
@@ -111,6 +112,9 @@ class OutputFiles:
                 layout.parts[0].path.with_name(Path(name).name).unlink(missing_ok=True)
             journal.restart()
         self._descriptors: list[int] = []
+        self._flusher = Flusher(self._descriptors)
+        self._writing = threading.Lock()  # the system lets one writer into a file; another would spin for its turn
+        self._uncached = layout.size > _CACHED_BYTES and _CAN_WRITE_UNCACHED
         try:
             for path, part in zip(self._paths, layout.parts, strict=True):
                 flags = os.O_RDWR | os.O_CREAT | _BINARY | (os.O_TRUNC if self.fresh else 0)
@@ -130,26 +134,34 @@ class OutputFiles:
         """Write bytes of ``tensor`` from ``offset`` bytes after its start; any thread may call it."""
         part, start = self._where[tensor]
         try:
-            write_at(self._descriptors[part], data, start + offset)
+            if self._uncached:
+                self._write_uncached(self._descriptors[part], data, start + offset)
+            else:
+                write_at(self._descriptors[part], data, start + offset)
+                self._flusher.add(len(data))
         except OSError as error:
             raise output_error(error, self.layout.parts[part].path) from error
 
-    def copy(self, tensor: str, source: ContiguousRows, start: int, stop: int) -> NDArray[np.uint8] | None:
-        """Have the system copy rows that are stored as they are to be written, and return them as read from the output.
+    def _write_uncached(self, descriptor: int, data: memoryview, offset: int) -> None:
+        """Write whole pages without leaving them in the page cache, where the system can.
 
-        None where the system cannot: the caller reads and writes then.
+        The pages at both ends are shared with a neighbour: forgotten, they would have to be read back for its share.
         """
-        part, begin = self._where[tensor]
-        width = source.row_bytes
-        place, count = begin + start * width, (stop - start) * width
+        first, last = -offset % _PAGE_BYTES, len(data) - (offset + len(data)) % _PAGE_BYTES
+        done = first
         try:
-            if not source.file.copy_into(self._descriptors[part], place, source.offset + start * width, count):
-                return None
-            out = np.empty((stop - start, width), np.uint8)
-            got = os.preadv(self._descriptors[part], [out.data], place) if count else 0
+            while done < last:
+                with self._writing:
+                    done += os.pwritev(descriptor, [data[done:last][:_MAX_CALL]], offset + done, _UNCACHED_WRITE)
         except OSError as error:
-            raise output_error(error, self.layout.parts[part].path) from error
-        return out if got == count else None
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+            self._uncached = False
+        if done > first:
+            write_at(descriptor, data[:first], offset)
+            write_at(descriptor, data[done:], offset + done)
+        else:
+            write_at(descriptor, data, offset)
 
     def reader(self, tensor: str) -> tuple[PositionalFile, int]:
         """Return a file open for reading what was written of ``tensor``, and the tensor's offset in it."""
@@ -160,6 +172,7 @@ class OutputFiles:
         """Write headers and records (of ``layout``, if given), make everything durable, and put each part under its final name."""
         parts = (self.layout if layout is None else layout).parts
         try:
+            self._flusher.close()
             for part, descriptor in zip(parts, self._descriptors, strict=True):
                 for offset, record in ((0, part.header(digests)), *part.records):
                     write_at(descriptor, memoryview(record), offset)
@@ -189,6 +202,8 @@ class OutputFiles:
         self.journal.remove()
 
     def _close(self) -> None:
+        with contextlib.suppress(OSError):  # nothing of it is to be sealed any more, or the seal has raised it
+            self._flusher.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []

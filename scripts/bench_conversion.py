@@ -3,7 +3,8 @@
     python scripts/bench_conversion.py [--folder DIR] [--only NAME]... [--json FILE]
 
 "bar" is what the project demands. It makes synthetic Llama folders (random BF16 weights, the example's tokenizer) of 4.0 GB and of 0.4 billion weights, converts them
-with warm kernels, and prints the least time of several runs. Memory is the largest anonymous resident set (RssAnon) of the process,
+with warm kernels, and prints the least time of several runs; for the copy, whose rate follows the state of the page cache, the medians
+of interleaved runs. Memory is the largest anonymous resident set (RssAnon) of the process,
 sampled every 10 ms. It needs 13 GB of disk and, for llama.cpp's side, nothing: its figures come from the documentation.
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -100,8 +103,11 @@ def make_folder(shape: Shape, parent: Path) -> Path:
 
 def run(command: list[str]) -> tuple[float, int]:
     """Run a command; return its wall seconds and its largest RssAnon in bytes; raises CalledProcessError where it fails."""
+    environment = {
+        key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+    }  # as users have it
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     peak = 0
     while process.poll() is None:
         try:
@@ -138,8 +144,12 @@ def bench_copy(folder: Path, found: dict[str, float]) -> None:
         output.unlink(missing_ok=True)
         return run([*QCONV, "hf-to-gguf", str(source), "-o", str(output), "--type", "bf16"])
 
-    rounds = [(copy("")[0], copy(f" && sync {output}")[0], *convert()) for _ in range(3)]
-    copied, synced, converted, _ = (min(column) for column in zip(*rounds, strict=True))
+    rounds = [(copy("")[0], copy(f" && sync {output}")[0], *convert()) for _ in range(7)]
+    copied, synced, converted, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
+    for label, column in (("slowest", max), ("fastest", min)):
+        found[f"copy: {label} cp against {label} conversion"] = column(it[0] for it in rounds) / column(
+            it[2] for it in rounds
+        )
     found["copy: model GB"] = size / 1e9
     found["copy: cp, MB/s"] = size / copied / 1e6
     found["copy: cp and sync, MB/s"] = size / synced / 1e6

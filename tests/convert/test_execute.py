@@ -17,6 +17,7 @@ from qconv_encodings import ENCODINGS
 
 import qconv
 from qconv.convert import execute as execute_module
+from qconv.convert import flush, output
 from qconv.convert.jobs import Result, run_plan
 from qconv.convert.journal import Journal
 from qconv.convert.output import journal_path, temporary_path
@@ -272,26 +273,56 @@ def stored(tmp_path: Path) -> Path:
     return convert(tmp_path, "stored.gguf", "bf16")[0]
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_rows_that_stay_as_they_are_are_copied(
-    tmp_path: Path, stored: Path, monkeypatch: pytest.MonkeyPatch, able: bool
-) -> None:
-    calls: list[int] = []
-    system = os.copy_file_range
-
-    def copy(*arguments: int) -> int:
-        calls.append(arguments[2])
-        if able:
-            return system(*arguments)
-        raise OSError(errno.EXDEV, "another file system")
-
-    monkeypatch.setattr(os, "copy_file_range", copy)
+def test_rows_that_stay_as_they_are(tmp_path: Path, stored: Path) -> None:
     with qconv.open(stored) as model:
         path, result = convert(tmp_path, "copy.gguf", "auto", model=model)
-    assert calls
     assert path.read_bytes() == stored.read_bytes()
     assert verify_gguf(path).ok
     assert set(result.digests) == set(model.tensors)
+
+
+@pytest.mark.parametrize("system", ["whole", "short", "unable"])
+def test_writes_that_leave_nothing_in_the_cache(
+    tmp_path: Path, stored: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    calls: list[int] = []
+
+    def write(descriptor: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        calls.append(flags)
+        if system == "unable":
+            raise OSError(errno.EOPNOTSUPP, "not on this file system")
+        data = buffers[0] if system == "whole" else buffers[0][:5000]
+        return os.pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(output, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(output, "_PAGE_BYTES", 4096)
+    monkeypatch.setattr(output, "_CAN_WRITE_UNCACHED", True)
+    monkeypatch.setattr(os, "pwritev", write, raising=False)
+    with qconv.open(stored) as model:
+        path, _ = convert(tmp_path, "copy.gguf", "auto", model=model)
+    assert calls and set(calls) == {0x80}
+    assert path.read_bytes() == stored.read_bytes()
+    assert verify_gguf(path).ok
+
+
+def test_what_is_written_goes_to_disk_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(flush, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(flush, "_sync", calls.append)
+    path, _ = convert(tmp_path, "flushed.gguf")
+    assert calls
+    assert verify_gguf(path).ok
+
+
+def test_a_write_that_the_disk_refused_later_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(flush, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(flush, "_sync", refuse)
+    with pytest.raises(OutputError, match="the disk failed"):
+        convert(tmp_path, "lost.gguf")
+    assert not list(tmp_path.glob("lost.gguf*"))
 
 
 def test_what_is_not_finite_is_found_in_a_copy(tmp_path: Path, stored: Path) -> None:
