@@ -1,7 +1,7 @@
 """Convert, quantize and check language-model files: any format in, any format out, in one bounded pass.
 
-``qconv.open`` and ``qconv.quantize`` are the Python verbs; they are imported when first used, so that ``import qconv`` is quick.
-There is no ``qconv.convert`` function, since a room of the package has that name.
+``qconv.open``, ``qconv.convert_model`` and ``qconv.quantize`` are the Python verbs; they are imported when first used, so that
+``import qconv`` is quick. There is no ``qconv.convert`` function, since a room of the package has that name.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .convert.api import open, quantize
+    from .convert.api import convert_model, open, quantize
 
 try:
     __version__ = version("qconv")
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "open", "quantize"]
+__all__ = ["__version__", "convert_model", "open", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("open", "quantize"):
+    if name in ("convert_model", "open", "quantize"):
         from .convert import api
 
         return getattr(api, name)

@@ -1,4 +1,4 @@
-"""The verbs of the command line for Python programs: ``qconv.open`` and ``qconv.quantize``."""
+"""The verbs of the command line for Python programs: ``qconv.open``, ``qconv.convert_model`` and ``qconv.quantize``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .jobs import Result, run_plan
 from .opening import detect
 from .plan import make_plan
 from .settings import Settings
+from .targets import find_target
 
-__all__ = ["load_importance", "open", "quantize"]
+__all__ = ["convert_model", "load_importance", "open", "quantize"]
 
 
 def open(path: str | Path, *, architecture: str | None = None, pre_tokenizer: str | None = None) -> Model:
@@ -34,6 +35,43 @@ def open(path: str | Path, *, architecture: str | None = None, pre_tokenizer: st
     return reader.open(Path(path), registries.open_context(architecture, pre_tokenizer))
 
 
+def convert_model(
+    source: str | Path,
+    output: str | Path,
+    type_name: str = "auto",
+    *,
+    to: str | None = None,
+    settings: Settings | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Write ``source``, of any readable format, in any writable one: one pass, whole or absent.
+
+    Args:
+        source: model file or folder.
+        output: file or folder to make.
+        type_name: a recipe such as ``q4_k_m``, an encoding, or ``auto`` for the source's own type.
+        to: format of the output, where its name does not tell.
+        settings: every other choice; its ``type_name`` is overruled.
+        progress: called with the number of output bytes whenever some are done, from worker threads, one at a time.
+
+    Raises a QconvError for anything that is wrong with the source, the request or the disk.
+    """
+    registries = load_plugins().registries()
+    chosen = replace(settings or Settings(), type_name=type_name)
+    target = find_target(Path(output), to, registries)
+    with open(source) as model:
+        plan = make_plan(
+            model,
+            Path(output),
+            target,
+            chosen,
+            registries.encodings,
+            load_importance(chosen, registries),
+            float_source=model.format != "gguf",
+        )
+        return run_plan(plan, chosen.force, progress or (lambda count: None))
+
+
 def quantize(
     source: str | Path,
     output: str | Path,
@@ -42,30 +80,8 @@ def quantize(
     settings: Settings | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
-    """Write ``source``, of any readable format, as a GGUF file of another type: one pass, whole or absent.
-
-    Args:
-        source: model file or folder.
-        output: GGUF file to make.
-        type_name: a recipe such as ``q4_k_m``, an encoding, or ``auto`` for the source's own type.
-        settings: every other choice; its ``type_name`` is overruled.
-        progress: called with the number of output bytes whenever some are done, from worker threads, one at a time.
-
-    Raises a QconvError for anything that is wrong with the source, the request or the disk.
-    """
-    registries = load_plugins().registries()
-    chosen = replace(settings or Settings(), type_name=type_name)
-    with open(source) as model:
-        plan = make_plan(
-            model,
-            Path(output),
-            registries.formats["gguf"],
-            chosen,
-            registries.encodings,
-            load_importance(chosen, registries),
-            float_source=model.format != "gguf",
-        )
-        return run_plan(plan, chosen.force, progress or (lambda count: None))
+    """Write ``source``, of any readable format, as a GGUF file of another type: :func:`convert_model` to GGUF, whatever the output's name."""
+    return convert_model(source, output, type_name, to="gguf", settings=settings, progress=progress)
 
 
 def load_importance(settings: Settings, registries: Registries) -> ImportanceMatrix | None:

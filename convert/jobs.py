@@ -11,7 +11,7 @@ from ..errors import QconvError
 from ..formats.base import Layout
 from .execute import execute
 from .journal import Journal
-from .output import OutputFiles, check_output, finish_renames, journal_path, temporary_path
+from .output import OutputFiles, check_output, finish_renames, journal_path, temporary_names
 from .plan import Plan
 
 __all__ = ["Result", "run_plan"]
@@ -22,7 +22,7 @@ class Result:
     """What a finished conversion leaves.
 
     Attributes:
-        paths: the output's files.
+        paths: the output's files, or its folder.
         digests: SHA-256 of every tensor's bytes by name.
         seconds: wall time of execution and seal.
         resumed: number of tensors taken over from an earlier, interrupted run.
@@ -49,20 +49,19 @@ def run_plan(
     Raises OutputExistsError, DiskFullError, BusyError, NonFiniteError, or what the source's reader raises.
     """
     started = time.monotonic()
-    names = [temporary_path(part.path).name for part in plan.layout.parts]
-    folder = plan.layout.parts[0].path.parent
-    if not folder.is_dir():
-        check_output(plan.layout, plan.model.files, force)
-    journal = Journal(journal_path(plan.layout), plan.fingerprint(), names)
-    paths = tuple(part.path for part in plan.layout.parts)
+    layout = plan.layout
+    if not layout.path.parent.is_dir():
+        check_output(layout, plan.model.files, force)
+    journal = Journal(journal_path(layout), plan.fingerprint(), temporary_names(layout))
+    paths = tuple(part.path for part in layout.parts) if layout.folder is None else (layout.folder,)
     if journal.sealed:  # killed between the seal and the last rename
         digests = dict(journal.digests)
-        finish_renames(plan.layout)
+        finish_renames(layout)
         journal.remove()
         return Result(paths, digests, time.monotonic() - started, len(digests), {})
     try:
-        check_output(plan.layout, plan.model.files, force)
-        files = OutputFiles(plan.layout, journal)
+        check_output(layout, plan.model.files, force)
+        files = OutputFiles(layout, journal)
     except QconvError:
         if journal.resumed:
             journal.close()
@@ -71,12 +70,12 @@ def run_plan(
         raise
     try:
         done = execute(plan, files, progress)
-        layout = None if certify is None else certify(plan, files, done.digests)
+        certified = None if certify is None else certify(plan, files, done.digests)
     except QconvError:
         files.discard()
         raise
     except BaseException:
         files.keep()
         raise
-    files.seal(done.digests, layout)
+    files.seal(done.digests, certified)
     return Result(paths, done.digests, time.monotonic() - started, done.resumed, done.replaced)

@@ -1,7 +1,7 @@
 """The files of an output while they are being made: temporary names, room on disk, seal.
 
 A part is written as ``NAME.qconv-part`` beside its final name, at its full size from the start, so that a full disk shows before any
-work is done. Its header stays zero until everything else is there: no state of a crash leaves a readable wrong file. The seal
+work is done. The parts of an output that is a folder are written into ``NAME.qconv-part/``, which the seal renames as a whole. A header stays zero until everything else is there: no state of a crash leaves a readable wrong file. The seal
 writes the headers and records, waits until the disk has everything, and renames, the first part last.
 """
 
@@ -20,10 +20,12 @@ from ..errors import DiskFullError, OutputError, OutputExistsError
 from ..formats.base import Layout
 from ..formats.positional import PositionalFile
 from .flush import Flusher
+from .folders import check_folder, put_in_place, sync_folder
 from .journal import Journal
 
-__all__ = ["OutputFiles", "check_output", "journal_path", "temporary_path"]
+__all__ = ["OutputFiles", "check_output", "finish_renames", "journal_path", "temporary_names", "temporary_path"]
 
+_TEMPORARY = ".qconv-part"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BINARY = getattr(os, "O_BINARY", 0)
 _MAX_CALL = 1 << 30  # Linux moves at most 2^31 - 4096 bytes per call
@@ -48,14 +50,27 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def temporary_path(final: Path) -> Path:
-    """Return the name under which a part is written."""
-    return final.with_name(final.name + ".qconv-part")
+    """Return the name under which a file or a folder is written."""
+    return final.with_name(final.name + _TEMPORARY)
+
+
+def temporary_paths(layout: Layout) -> list[Path]:
+    """Return where each part is written: beside its final name, or in a folder beside the final one."""
+    if layout.folder is None:
+        return [temporary_path(part.path) for part in layout.parts]
+    return [temporary_path(layout.folder) / part.path.relative_to(layout.folder) for part in layout.parts]
+
+
+def temporary_names(layout: Layout) -> list[str]:
+    """Return the names that the job adds to the folder of its output while it works."""
+    if layout.folder is not None:
+        return [temporary_path(layout.folder).name]
+    return [path.name for path in temporary_paths(layout)]
 
 
 def journal_path(layout: Layout) -> Path:
     """Return the name of the job's journal."""
-    first = layout.parts[0].path
-    return first.with_name(first.name + ".qconv-journal")
+    return layout.path.with_name(layout.path.name + ".qconv-journal")
 
 
 def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
@@ -63,10 +78,12 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
 
     Raises OutputExistsError, DiskFullError, or OutputError where the folder is missing.
     """
-    folder = layout.parts[0].path.parent
+    folder = layout.path.parent
     if not folder.is_dir():
         raise OutputError("no such folder", path=folder, remedy="Create it first, or choose another output.")
-    for part in layout.parts:
+    if layout.folder is not None:
+        check_folder(layout, layout.folder, sources, force)
+    for part in layout.parts if layout.folder is None else ():
         if not part.path.exists():
             continue
         if any(source.exists() and part.path.samefile(source) for source in sources):
@@ -77,7 +94,7 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
             raise OutputExistsError(
                 "the output exists", path=part.path, remedy="Use --force to replace it, or choose another output."
             )
-    taken = sum(_allocated(temporary_path(part.path)) for part in layout.parts)
+    taken = sum(map(_allocated, temporary_paths(layout)))
     free = shutil.disk_usage(folder).free
     if layout.size > free + taken:
         raise DiskFullError(
@@ -85,6 +102,16 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
             path=folder,
             remedy="Free some space or choose a folder on another disk.",
         )
+
+
+def _remove(path: Path) -> None:
+    """Delete a temporary file or folder, and nothing that is called otherwise."""
+    if not path.name.endswith(_TEMPORARY):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _allocated(path: Path) -> int:
@@ -101,7 +128,7 @@ class OutputFiles:
     def __init__(self, layout: Layout, journal: Journal) -> None:
         self.layout = layout
         self.journal = journal
-        self._paths = [temporary_path(part.path) for part in layout.parts]
+        self._paths = temporary_paths(layout)
         sizes_fit = all(
             path.exists() and path.stat().st_size == part.size
             for path, part in zip(self._paths, layout.parts, strict=True)
@@ -109,7 +136,9 @@ class OutputFiles:
         self.fresh = not (journal.resumed and sizes_fit)
         if self.fresh:
             for name in journal.abandoned:
-                layout.parts[0].path.with_name(Path(name).name).unlink(missing_ok=True)
+                _remove(layout.path.with_name(Path(name).name))
+            if layout.folder is not None:
+                _remove(temporary_path(layout.folder))
             journal.restart()
         self._descriptors: list[int] = []
         self._flusher = Flusher(self._descriptors)
@@ -117,6 +146,8 @@ class OutputFiles:
         self._uncached = layout.size > _CACHED_BYTES and _CAN_WRITE_UNCACHED
         try:
             for path, part in zip(self._paths, layout.parts, strict=True):
+                if layout.folder is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 flags = os.O_RDWR | os.O_CREAT | _BINARY | (os.O_TRUNC if self.fresh else 0)
                 self._descriptors.append(os.open(path, flags, 0o666))
                 if self.fresh:
@@ -141,6 +172,20 @@ class OutputFiles:
                 self._flusher.add(len(data))
         except OSError as error:
             raise output_error(error, self.layout.parts[part].path) from error
+
+    def copy(self, tensor: str, offset: int, source: PositionalFile, start: int, count: int) -> bool:
+        """Have the system copy ``count`` bytes of ``source``, from ``start`` on, to ``offset`` bytes after the start of ``tensor``.
+
+        Any thread may call it. Returns whether the system could; if not, what it may have copied is to be written over.
+        """
+        part, first = self._where[tensor]
+        try:
+            copied = source.copy_into(self._descriptors[part], first + offset, start, count)
+        except OSError as error:
+            raise output_error(error, self.layout.parts[part].path) from error
+        if copied:
+            self._flusher.add(count)
+        return copied
 
     def _write_uncached(self, descriptor: int, data: memoryview, offset: int) -> None:
         """Write whole pages without leaving them in the page cache, where the system can.
@@ -179,7 +224,7 @@ class OutputFiles:
                 os.fsync(descriptor)
         except OSError as error:
             self.discard()
-            raise output_error(error, self.layout.parts[0].path) from error
+            raise output_error(error, self.layout.path) from error
         self._close()
         try:
             self.journal.seal()
@@ -197,8 +242,8 @@ class OutputFiles:
     def discard(self) -> None:
         """Delete everything: the job failed in a way that a rerun would repeat."""
         self._close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        for name in temporary_names(self.layout):
+            _remove(self.layout.path.with_name(name))
         self.journal.remove()
 
     def _close(self) -> None:
@@ -210,17 +255,15 @@ class OutputFiles:
 
 
 def finish_renames(layout: Layout) -> None:
-    """Give every sealed part its final name, the first one last; parts that an earlier run renamed are left alone."""
-    for part in reversed(layout.parts):
-        temporary = temporary_path(part.path)
-        if temporary.exists():
-            temporary.replace(part.path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(layout.parts[0].path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    """Give every sealed part its final name, the first one last, or the folder its own; what an earlier run renamed is left alone."""
+    if layout.folder is None:
+        for part in reversed(layout.parts):
+            temporary = temporary_path(part.path)
+            if temporary.exists():
+                temporary.replace(part.path)
+    else:
+        put_in_place(temporary_path(layout.folder), layout.folder)
+    sync_folder(layout.path.parent)
 
 
 def output_error(error: OSError, path: Path) -> OutputError:

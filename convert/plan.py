@@ -20,11 +20,12 @@ from ..errors import EncodingError, OutputError, UsageError
 from ..formats.base import Format, Layout, Model, OutputTensor, Tensor, WriteOptions
 from ..formats.metadata import Field, string, uint32
 from ..quantizers.base import EncodeOptions, Encoding, ImportanceUse
-from ..quantizers.recipes.choose import check_importance, choose_types, unmatched_rules
-from ..quantizers.recipes.facts import TensorInfo, model_facts
+from ..quantizers.recipes.choose import unmatched_rules
+from ..quantizers.recipes.facts import TensorInfo
 from ..quantizers.recipes.request import Choice, RecipeRequest
 from ..quantizers.recipes.situation import visiting_order
 from ..quantizers.recipes.tables import find_recipe
+from .choices import COPY, choose_encodings, stand_in_notes, type_for
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Plan:
     """Everything that is decided before work starts.
 
     Attributes:
-        model: the source.
+        model: the source, as the target's format prepares it.
+        target: name of the target's format.
         recipe: name of the recipe, upper-case.
         steps: tensors in the order of the output.
         metadata: what the output will hold.
@@ -78,6 +80,7 @@ class Plan:
     """
 
     model: Model
+    target: str
     recipe: str
     steps: tuple[Step, ...]
     metadata: Mapping[str, Field]
@@ -148,10 +151,16 @@ def make_plan(
         raise OutputError(f"{target.name} files can be read but not written")
     if not model.tensors and settings.imatrix is not None:
         raise UsageError("a vocabulary alone has no weights for an importance matrix")
-    recipe = find_recipe("COPY" if settings.type_name.lower() == "auto" else settings.type_name)
+    if target.prepare is not None:
+        model = target.prepare(model)
+    asked = COPY if settings.type_name.lower() == "auto" else settings.type_name
+    recipe, file_type = type_for(target, asked), None
+    if target.mixtures:
+        found = find_recipe(asked)
+        recipe, file_type = found.name, found.file_type
     entries = frozenset(importance.entries) if importance is not None else frozenset()
     request = RecipeRequest(
-        type=recipe.name,
+        type=recipe,
         compat=settings.compat,
         tensor_rules=settings.tensor_rules,
         output_tensor_type=settings.output_tensor_type,
@@ -164,29 +173,29 @@ def make_plan(
         unquantized="F32" if float_source else "keep",
         keep_order=settings.keep_split,
     )
-    names = list(model.tensors) if settings.keep_split else visiting_order(model.tensors)
+    in_order = settings.keep_split or not target.mixtures
+    names = list(model.tensors) if in_order else visiting_order(model.tensors)
     ordered = [model.tensors[name] for name in names]
     infos = [TensorInfo(tensor.name, tensor.shape, tensor.encoding.name) for tensor in ordered]
-    facts = model_facts({key: field.value for key, field in model.metadata.items() if field.value is not None})
-    choices = choose_types(infos, facts, request, encodings)
-    check_importance(choices, request)
+    choices = choose_encodings(model, infos, target, request, encodings)
     steps = tuple(_step(tensor, choice, encodings, importance) for tensor, choice in zip(ordered, choices, strict=True))
-    metadata = _metadata(model, recipe.file_type, steps, settings, importance)
-    write = settings.write
+    metadata = _metadata(model, file_type, steps, settings, importance)
+    write = replace(settings.write, side_files=_side_files(model, settings))
     if settings.keep_split:
         write = replace(write, part_of={tensor.name: tensor.part for tensor in ordered})
     lay_out = partial(_lay_out, target.lay_out, output, [step.target for step in steps], write)
     unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request)]
     return Plan(
         model=model,
-        recipe=recipe.name,
+        target=target.name,
+        recipe=recipe,
         steps=steps,
         metadata=metadata,
         layout=lay_out(metadata),
         encode_options=settings.encode,
         threads=settings.threads,
         allow_nonfinite=settings.allow_nonfinite,
-        notes=(*model.notes, *unused),
+        notes=(*model.notes, *stand_in_notes(choices, target), *unused),
         lay_out=lay_out,
     )
 
@@ -200,6 +209,11 @@ def _lay_out(
 ) -> Layout:
     """Return the layout, metadata being the last argument."""
     return writer(output, metadata, tensors, options)
+
+
+def _side_files(model: Model, settings: Settings) -> Mapping[str, Path]:
+    """Return the source's side files; none where the user overrides what they say about the tokenizer."""
+    return {} if any(key.startswith("tokenizer.") for key in settings.overrides) else model.side_files
 
 
 def _step(tensor: Tensor, choice: Choice, encodings: Mapping[str, Encoding], matrix: ImportanceMatrix | None) -> Step:

@@ -172,9 +172,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """Every file of an output; the first part is the one that users name, and is put in place last."""
+    """Every file of an output.
+
+    Attributes:
+        parts: the files; the first is the one that users name, and is put in place last.
+        folder: where the output is a folder: its path. It appears at once, with every part in it, and all parts lie in it.
+        belongings: patterns (``model*.safetensors``) of names that an output of the format may have in its folder. A folder that holds
+            anything else is never replaced.
+    """
 
     parts: tuple[Part, ...]
+    folder: Path | None = None
+    belongings: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """What users name: the folder, or the first file."""
+        return self.parts[0].path if self.folder is None else self.folder
 
     @property
     def size(self) -> int:
@@ -193,6 +207,7 @@ class WriteOptions:
         digests: whether digests are stored in the file.
         metadata_only_first: whether the first of several parts holds metadata alone (``--no-tensor-first-split``).
         part_of: number of each tensor's part by name, instead of limits: the parts of another model are kept.
+        side_files: the source's configuration, tokenizer and template files by name, those that the user's choices leave true.
     """
 
     alignment: int | None = None
@@ -201,6 +216,7 @@ class WriteOptions:
     digests: bool = True
     metadata_only_first: bool = False
     part_of: Mapping[str, int] | None = None
+    side_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -213,6 +229,17 @@ class Format:
         detect: whether a path holds this format, judged by content; must not raise for foreign content.
         open: reads the headers and returns a Model; raises FormatError or ModelError.
         lay_out: ``lay_out(path, metadata, tensors, options)`` returns the Layout of an output; None where qconv only reads.
+        prepare: makes a source what the format can hold, before anything is planned: tensors under the format's own names and in its
+            own order of rows, repeated or untied where it cannot share. What comes back is what ``lay_out`` gets, and nothing but rows may be
+            read. None where the canonical form is the format's own.
+        own_types: given a prepared model, the encodings that tensors get where the user asks for no type, by name; None, and tensors that it
+            leaves out, keep the source's.
+        encodings: names of the encodings that the format holds, where they are few; the first holds float32 values as they are, and stands
+            in for a source's encoding that the format lacks. Empty: every encoding that GGUF has a number for.
+        mixtures: whether types are recipes that treat tensors differently, by canonical names; False: one encoding for all of a model.
+        aliases: other names for ``--to``.
+        suffixes: endings (``.gguf``) by which an output's name tells the format.
+        folder: whether an output is a folder.
     """
 
     name: str
@@ -220,3 +247,10 @@ class Format:
     detect: Callable[[Path], bool]
     open: Callable[[Path, OpenContext], Model] | None
     lay_out: Callable[[Path, Mapping[str, Field], Sequence[OutputTensor], WriteOptions], Layout] | None = None
+    prepare: Callable[[Model], Model] | None = None
+    own_types: Callable[[Model], Mapping[str, str]] | None = None
+    encodings: tuple[str, ...] = ()
+    mixtures: bool = True
+    aliases: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    folder: bool = False

@@ -15,7 +15,22 @@ from typer.core import TyperGroup
 from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
-from . import chat, generate, hf_to_gguf, imatrix, inspect, lists, perplexity, quantize, validate, verify, warmup
+from . import (
+    chat,
+    convert,
+    generate,
+    hf_to_gguf,
+    imatrix,
+    inspect,
+    lists,
+    merge,
+    perplexity,
+    quantize,
+    split,
+    validate,
+    verify,
+    warmup,
+)
 
 __all__ = ["build_app", "main"]
 
@@ -44,7 +59,22 @@ def build_app() -> typer.Typer:
     ) -> None:
         del version
 
-    for module in (hf_to_gguf, quantize, inspect, verify, validate, perplexity, imatrix, generate, chat, lists, warmup):
+    for module in (
+        hf_to_gguf,
+        convert,
+        quantize,
+        split,
+        merge,
+        inspect,
+        verify,
+        validate,
+        perplexity,
+        imatrix,
+        generate,
+        chat,
+        lists,
+        warmup,
+    ):
         module.register(app)
     load_plugins().register_commands(app)
     return app

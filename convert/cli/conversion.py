@@ -1,4 +1,4 @@
-"""What ``hf-to-gguf`` and ``quantize`` share: from a source, an output and settings to a printed result."""
+"""What ``convert``, ``hf-to-gguf`` and ``quantize`` share: from a source, an output and settings to a printed result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...errors import FormatError
-from ...formats.base import Model
+from ...errors import FormatError, UsageError
+from ...formats.base import Format, Model
 from ...formats.getters import get_integer
 from ...plugins.manager import Registries
 from ..api import load_importance
@@ -33,7 +33,14 @@ __all__ = ["convert", "plan_as_json"]
 
 
 def convert(
-    model: Model, output: Path, settings: Settings, registries: Registries, *, dry_run: bool, as_json: bool
+    model: Model,
+    output: Path,
+    target: Format,
+    settings: Settings,
+    registries: Registries,
+    *,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
     importance = load_importance(settings, registries)
@@ -43,6 +50,11 @@ def convert(
         importance = None if importance is None else prune_importance(importance, whole, settings.prune)
     certifier = None
     if settings.validate:
+        if target.name != "gguf":
+            raise UsageError(
+                f"--validate works on GGUF files, and the output is {target.name}",
+                remedy="Compare afterwards, with `qconv validate`.",
+            )
         from ..certify import Certifier
         from .running import running_bar
 
@@ -51,7 +63,7 @@ def convert(
     plan = make_plan(
         model,
         output,
-        registries.formats["gguf"],
+        target,
         settings,
         registries.encodings,
         importance,
@@ -68,7 +80,7 @@ def convert(
     total = sum(step.target.nbytes for step in plan.steps)
     try:
         _prepare(plan, as_json)
-        with report.progress_bar(plan.layout.parts[0].path.name, total) as progress:
+        with report.progress_bar(plan.layout.path.name, total) as progress:
             result = run_plan(plan, settings.force, progress, certifier)
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
@@ -119,10 +131,11 @@ def _shapes(shape: tuple[int, ...]) -> str:
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON-compatible values."""
-    folder = plan.layout.parts[0].path.parent
+    folder = plan.layout.path.parent
     return {
         "source": str(plan.model.path),
         "source_format": plan.model.format,
+        "target_format": plan.target,
         "architecture": plan.model.architecture,
         "type": plan.recipe,
         "outputs": [{"path": str(part.path), "bytes": part.size} for part in plan.layout.parts],
@@ -190,7 +203,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     screen = report.console()
     screen.print(f"\n{_totals(plan)}")
     screen.print(
-        f"free disk {report.human_bytes(_free(plan.layout.parts[0].path.parent))}, "
+        f"free disk {report.human_bytes(_free(plan.layout.path.parent))}, "
         f"peak memory at most {report.human_bytes(plan.peak_memory)} with {plan.threads} threads"
     )
     for part in plan.layout.parts:

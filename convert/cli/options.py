@@ -63,6 +63,20 @@ NoFallback = Annotated[
     bool,
     typer.Option("--no-fallback", help="Fail where a row does not fit the type's block.", rich_help_panel=_TYPES),
 ]
+AllowRequantize = Annotated[
+    bool,
+    typer.Option("--allow-requantize", help="Accept tensors that are quantized already.", rich_help_panel=_TYPES),
+]
+KeepSplit = Annotated[
+    bool, typer.Option("--keep-split", help="Cut the output as the input is.", rich_help_panel=_OUTPUT)
+]
+PruneLayers = Annotated[
+    str | None,
+    typer.Option("--prune-layers", metavar="1,3,5-7", help="Leave these layers out.", rich_help_panel=_OUTPUT),
+]
+VocabOnly = Annotated[
+    bool, typer.Option("--vocab-only", help="Write metadata and tokenizer only.", rich_help_panel=_OUTPUT)
+]
 Compat = Annotated[
     str | None,
     typer.Option(

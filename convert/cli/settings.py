@@ -16,8 +16,8 @@ from ..settings import Settings, choose, encode_options, parse_rule, parse_size
 __all__ = ["default_output", "read_settings"]
 
 
-def read_settings(words: Mapping[str, Any]) -> Settings:
-    """Return the settings that a conversion command's parameters state; raises UsageError for what makes no sense."""
+def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
+    """Return the settings that a conversion command's type and options state; raises UsageError for what makes no sense."""
     if words.get("keep_split") and (words["split_max_size"] or words["split_max_tensors"]):
         raise UsageError("--keep-split and limits of parts exclude each other")
     if words["compat"] is not None:
@@ -28,7 +28,7 @@ def read_settings(words: Mapping[str, Any]) -> Settings:
     split_size = words["split_max_size"]
     choices: dict[str, Any] = {} if words["threads"] is None else {"threads": words["threads"]}
     return Settings(
-        type_name=words["type_name"],
+        type_name=type_name,
         tensor_rules=tuple(parse_rule(text) for text in words["tensor_type"] or ()),
         output_tensor_type=words["output_tensor_type"],
         token_embedding_type=words["token_embedding_type"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..base import Format, Layout, Model, OpenContext, OutputTensor, WriteOptions
 from ..metadata import Field
-from .constants import CONTAINERS, FOREIGN_MAGICS
+from .constants import CONTAINERS, FOREIGN_MAGICS, WRITABLE
 
 __all__ = ["FORMAT", "detect_ggml", "lay_out_ggjt", "open_ggml", "prepare_for_ggjt"]
 
@@ -53,4 +53,8 @@ FORMAT = Format(
     detect=detect_ggml,
     open=open_ggml,
     lay_out=lay_out_ggjt,
+    prepare=prepare_for_ggjt,
+    encodings=WRITABLE,
+    aliases=("ggjt",),
+    suffixes=(".ggjt", ".bin"),
 )

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_TOKEN_BYTES",
     "MAX_VOCABULARY",
     "UNKNOWN_TEXT",
+    "WRITABLE",
     "WRITTEN_MAGIC",
     "WRITTEN_VERSION",
 ]
@@ -41,6 +42,9 @@ FOREIGN_MAGICS: Final = MappingProxyType(
 
 WRITTEN_MAGIC: Final = b"tjgg"
 WRITTEN_VERSION: Final = 3
+WRITABLE: Final = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Encodings that version 3 holds."""
+
 ALIGNMENT: Final = 32
 """Bytes to whose multiples ggjt pads the start of a tensor's data."""
 

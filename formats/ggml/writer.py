@@ -31,7 +31,6 @@ __all__ = ["lay_out_ggjt"]
 
 _HEADER = Struct("<4s8I")
 _NUMBER = Struct("<I")
-_WRITABLE: Final = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # Number of the mixture of types that is called after the type of most weights.
 _FILE_TYPES: Final = MappingProxyType(
     {
@@ -113,11 +112,11 @@ def _match(tensors: Sequence[OutputTensor]) -> list[tuple[NamedTensor, OutputTen
         named, layer = match
         if named.ggml in found:
             raise OutputError("two tensors would have this name", tensor=tensor.name)
-        if tensor.encoding.name not in _WRITABLE or (len(tensor.shape) == 1 and tensor.encoding.name != "F32"):
+        if tensor.encoding.name not in c.WRITABLE or (len(tensor.shape) == 1 and tensor.encoding.name != "F32"):
             raise OutputError(
                 f"ggjt cannot hold {'a vector' if len(tensor.shape) == 1 else 'it'} as {tensor.encoding.name}",
                 tensor=tensor.name,
-                remedy=f"Choose a type made of {', '.join(_WRITABLE)}; vectors are F32.",
+                remedy=f"Choose a type made of {', '.join(c.WRITABLE)}; vectors are F32.",
             )
         found[named.ggml] = tensor
         layers = max(layers, 0 if layer is None else layer + 1)

@@ -31,4 +31,5 @@ FORMAT = Format(
     detect=detect_gguf,
     open=open_gguf,
     lay_out=lay_out_gguf,
+    suffixes=(".gguf",),
 )

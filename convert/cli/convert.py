@@ -1,0 +1,58 @@
+"""``qconv convert``: any format becomes any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .conversion_options import with_conversion_options
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("convert")(with_conversion_options(convert))
+
+
+def convert(
+    model: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Model file or folder; its contents tell the format, not its name.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="Output; {type} stands for the type. A name without ending is a folder."),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="FORMAT", help="Format of the output, where DST does not tell (see qconv formats)."
+        ),
+    ] = None,
+    type_name: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            "-T",
+            metavar="TYPE",
+            help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
+        ),
+    ] = "auto",
+    **words: Any,
+) -> None:
+    """Convert a model of any format to any other: one pass, bounded memory, whole or absent."""
+    from ...plugins.manager import load_plugins
+    from ..opening import open_model
+    from ..targets import find_target
+    from .conversion import convert as carry_out
+    from .settings import default_output, read_settings
+
+    settings = read_settings(type_name, words)
+    registries = load_plugins().registries()
+    path = default_output(output, output, type_name)
+    target = find_target(path, to, registries)
+    choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])
+    with open_model(model, registries, *choices) as source:
+        carry_out(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])
