@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Run", "Span", "normalise", "run_block"]
+__all__ = ["Run", "Span", "normalise", "run_attention", "run_block", "run_feed_forward"]
 
 _TASK_QUERIES = 1024  # positions of one attention task: long sequences are several tasks per head
 
@@ -61,8 +61,19 @@ class Run:
 
 def run_block(run: Run, block: Block, hidden: Floats) -> None:
     """Carry the residual stream, float32 (rows, hidden), through a block, in place."""
+    run_attention(run, block, hidden)
+    run_feed_forward(run, block, hidden)
+    run.hooks.report(f"blk.{block.index}", hidden)
+
+
+def run_attention(run: Run, block: Block, hidden: Floats) -> None:
+    """Add a block's attention to the residual stream, in place."""
     inputs = _normalised(run, block.attention.norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
+
+
+def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
+    """Add a block's feed-forward to the residual stream, in place."""
     inputs = _normalised(run, block.feed_forward_norm, hidden)
     layer, activation = block.feed_forward, run.configuration.facts.activation
     if isinstance(layer, Experts):
@@ -70,7 +81,6 @@ def run_block(run: Run, block: Block, hidden: Floats) -> None:
     else:
         result = dense(run.workers, layer, activation, inputs, run.hooks)
     _add(run, block.after, result, hidden)
-    run.hooks.report(f"blk.{block.index}", hidden)
 
 
 def _normalised(run: Run, norm: Norm, hidden: Floats) -> Floats:

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Wanted = slice | Sequence[NDArray[np.intp]]
 
-__all__ = ["LOGIT_BLOCK_BYTES", "Logits", "activation_bytes", "forward"]
+__all__ = [
+    "LOGIT_BLOCK_BYTES",
+    "Logits",
+    "activation_bytes",
+    "check_finite",
+    "check_tokens",
+    "embed",
+    "forward",
+    "start_run",
+]
 
 LOGIT_BLOCK_BYTES = 256 << 20
 """Largest array of logits that :func:`forward` yields, unless told otherwise."""
@@ -67,22 +76,34 @@ def forward(
         ModelError: for activations that are not finite; the message names the block.
     """
     tokens = [np.asarray(sequence, np.intp) for sequence in sequences]
-    _check_tokens(network, tokens)
-    offsets = [0 if cache is None else cache.length(number) for number in range(len(tokens))]
-    positions = [offset + np.arange(len(ids)) for offset, ids in zip(offsets, tokens, strict=True)]
-    owners = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
-    hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
+    check_tokens(network, tokens)
     rows = _wanted_rows(wanted, tokens)
     with Workers(threads) if workers is None else nullcontext(workers) as pool:
-        run = Run(network.configuration, pool, _spans(network, positions, cache), hooks, cache)
-        hidden = _embed(network, tokens, hooks)
+        run = start_run(network, [len(ids) for ids in tokens], pool, collector, trace, cache)
+        hidden = embed(network, tokens, run.hooks)
         _run_blocks(network, run, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
                 cache.advance(number, len(ids))
-        for found in yield_logits(network, pool, hidden, rows, hooks, block_bytes):
-            _check_finite(network, found.logits, found.sequences, found.positions, "the output")
+        for found in yield_logits(network, pool, hidden, rows, run.hooks, block_bytes):
+            check_finite(network, found.logits, found.sequences, found.positions, "the output")
             yield found
+
+
+def start_run(
+    network: Network,
+    lengths: Sequence[int],
+    workers: Workers,
+    collector: Collector | None = None,
+    trace: Trace | None = None,
+    cache: Cache | None = None,
+) -> Run:
+    """Return what all blocks of a pass over sequences of these ``lengths`` share; the other arguments are those of :func:`forward`."""
+    offsets = [0 if cache is None else cache.length(number) for number in range(len(lengths))]
+    positions = [offset + np.arange(length) for offset, length in zip(offsets, lengths, strict=True)]
+    owners = [np.full(length, number) for number, length in enumerate(lengths)]
+    hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
+    return Run(network.configuration, workers, _spans(network, positions, cache), hooks, cache)
 
 
 def activation_bytes(network: Network, tokens: int) -> int:
@@ -98,7 +119,8 @@ def activation_bytes(network: Network, tokens: int) -> int:
     return 4 * tokens * (3 * configuration.hidden + max(heads, 2 * max(widths)))
 
 
-def _check_tokens(network: Network, tokens: Sequence[NDArray[np.intp]]) -> None:
+def check_tokens(network: Network, tokens: Sequence[NDArray[np.intp]]) -> None:
+    """Raise UsageError for no sequence, an empty one, or a token that the vocabulary lacks."""
     if not tokens:
         raise UsageError("there is no sequence to run", path=network.path)
     for ids in tokens:
@@ -157,7 +179,7 @@ def _divisors(network: Network, length: int) -> Floats | None:
     return network.rope_divisors
 
 
-def _embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -> Floats:
+def embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -> Floats:
     """Return float32 (rows, hidden): the embeddings of all tokens, learned positions added."""
     configuration, embedding = network.configuration, network.embedding
     unique, inverse = np.unique(np.concatenate(tokens), return_inverse=True)
@@ -185,10 +207,10 @@ def _run_blocks(network: Network, run: Run, hidden: Floats) -> None:
     """Carry the residual stream through all blocks, in place."""
     for block in network.blocks:
         run_block(run, block, hidden)
-        _check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, f"block {block.index}")
+        check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, f"block {block.index}")
 
 
-def _check_finite(
+def check_finite(
     network: Network, values: Floats, sequences: NDArray[np.intp], positions: NDArray[np.intp], name: str
 ) -> None:
     """Raise ModelError where ``values`` (n, columns) hold NaN, infinity, or what the next norm would square to infinity and so to zero."""

@@ -1,0 +1,141 @@
+"""A forward pass in stages: the attention or the feed-forward of one block at a time.
+
+The caller keeps the residual streams between stages, in memory or on disk, so that all tokens of a long text can pass one stage before any passes the
+next: what a stage's inputs amount to is then known before it is left, and nothing of the other stages need be in memory. Stages are also where
+quantizers that propagate their own errors change weights: a :class:`Stage` is a value, and one with other matrices runs as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .block import Run, normalise, run_attention, run_feed_forward
+from .forward import check_finite, check_tokens, embed, start_run
+from .hooks import Collector, tensor_names
+from .network import Block, Dense, Experts, Network
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["OUTPUT", "Stage", "StageInput", "embed_batch", "network_stages", "run_stage", "stage_inputs"]
+
+OUTPUT = "output"
+"""The part of a network behind its last block, as a stage that changes nothing: its input is collected, no logits are computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a pass.
+
+    Attributes:
+        part: ``attention``, ``feed_forward`` or :data:`OUTPUT`.
+        block: whose part it is, None for the output.
+    """
+
+    part: Literal["attention", "feed_forward", "output"]
+    block: Block | None
+
+    @property
+    def name(self) -> str:
+        """For messages: ``block 3, feed-forward``."""
+        return OUTPUT if self.block is None else f"block {self.block.index}, {self.part.replace('_', '-')}"
+
+
+@dataclass(frozen=True, slots=True)
+class StageInput:
+    """What collectors are told of in a stage.
+
+    Attributes:
+        names: the tensors that share the input, as in :class:`~.hooks.ProductInput`.
+        columns: its width.
+        experts: number of experts that have an input of their own, None where there is one input.
+    """
+
+    names: tuple[str, ...]
+    columns: int
+    experts: int | None = None
+
+
+def network_stages(network: Network) -> tuple[Stage, ...]:
+    """Return all stages of a network, in order, the output's last."""
+    found: list[Stage] = []
+    for block in network.blocks:
+        found += [Stage("attention", block), Stage("feed_forward", block)]
+    return (*found, Stage("output", None))
+
+
+def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
+    """Return the inputs of a stage's products, in the order of the pass."""
+    if stage.block is None:
+        matrix = network.output.matrix
+        return (StageInput((matrix.name,), matrix.columns),)
+    if stage.part == "attention":
+        attention = stage.block.attention
+        matrices = [linear.matrix for linear in (attention.query, attention.key, attention.value)]
+        output = attention.output.matrix
+        return (StageInput(tensor_names(matrices), matrices[0].columns), StageInput((output.name,), output.columns))
+    layer = stage.block.feed_forward
+    if isinstance(layer, Experts):
+        router = layer.router.matrix
+        return (StageInput((router.name,), router.columns), *_dense_inputs(layer.experts[0], len(layer.experts)))
+    return _dense_inputs(layer, None)
+
+
+def _dense_inputs(layer: Dense, experts: int | None) -> tuple[StageInput, StageInput]:
+    entering = [linear.matrix for linear in (layer.gate, layer.up) if linear is not None]
+    down = layer.down.matrix
+    return (
+        StageInput(tensor_names(entering), entering[0].columns, experts),
+        StageInput((down.name,), down.columns, experts),
+    )
+
+
+def embed_batch(network: Network, tokens: Sequence[NDArray[np.integer] | Sequence[int]], workers: Workers) -> Floats:
+    """Return float32 (tokens of all sequences, hidden): the residual stream before the first stage. Raises as forward."""
+    sequences = [np.asarray(sequence, np.intp) for sequence in tokens]
+    check_tokens(network, sequences)
+    return embed(network, sequences, start_run(network, [len(it) for it in sequences], workers).hooks)
+
+
+def run_stage(
+    network: Network,
+    stage: Stage,
+    hidden: Floats,
+    lengths: Sequence[int],
+    workers: Workers,
+    collector: Collector | None = None,
+) -> None:
+    """Carry residual streams, float32 (tokens, hidden), through a stage, in place.
+
+    Args:
+        network: whose constants apply.
+        stage: one of its stages, or one with other matrices.
+        hidden: the streams of several sequences, one behind another.
+        lengths: tokens of each.
+        workers: threads.
+        collector: told what every matrix is multiplied by.
+
+    Raises ModelError for activations that are not finite; the message names the stage.
+    """
+    run = start_run(network, lengths, workers, collector)
+    if stage.block is None:
+        _collect_output(network, run, hidden)
+        return
+    (run_attention if stage.part == "attention" else run_feed_forward)(run, stage.block, hidden)
+    check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, stage.name)
+
+
+def _collect_output(network: Network, run: Run, hidden: Floats) -> None:
+    """Tell the collector what the output is multiplied by, at all positions."""
+    inputs = np.empty_like(hidden)
+    run.workers.map_rows(
+        lambda rows: normalise(network.configuration, network.output_norm, hidden[rows], inputs[rows]), len(hidden)
+    )
+    run.hooks.collect([network.output.matrix], inputs)
