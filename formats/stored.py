@@ -18,7 +18,7 @@ from .positional import ContiguousRows, PositionalFile
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["StoredTensor", "lazy_tensor", "read_rows"]
+__all__ = ["CheckpointTensor", "StoredTensor", "lazy_tensor", "read_rows"]
 
 # dtypes that hold plain weights, and the encodings of the same layout
 _ENCODINGS: Mapping[str, str] = {name: name for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")}
@@ -47,8 +47,14 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
 
 
-def lazy_tensor(stored: StoredTensor, encodings: Mapping[str, Encoding]) -> Tensor:
+# as the file holds it, or already resolved from what the file holds
+CheckpointTensor = StoredTensor | Tensor
+
+
+def lazy_tensor(stored: CheckpointTensor, encodings: Mapping[str, Encoding]) -> Tensor:
     """Return the tensor with rows read from the file when asked for; raises EncodingError for dtypes that hold no plain weights."""
+    if isinstance(stored, Tensor):
+        return stored
     name = _ENCODINGS.get(stored.dtype)
     if name is None:
         raise EncodingError(

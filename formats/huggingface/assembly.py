@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import MissingTensorError, ModelError, UnmappedTensorError
 from ...quantizers.base import Encoding
 from ..architectures import TRANSFORMS, Architecture, NameMap
 from ..base import Tensor
+from ..stored import CheckpointTensor, lazy_tensor
 from .configuration import Values
 from .matching import PLUGIN_HINT
-from .safetensors import StoredTensor, lazy_tensor
 
 __all__ = ["assemble", "check_names", "dropped_notes", "measured_values"]
 
@@ -27,7 +26,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", "quant_map", ".weight_scale", "_scale_inv", ".weight_packed", ".weight_shape"),
-        "This is a quantized checkpoint: convert the original BF16 or F16 model.",
+        "This is a quantized checkpoint of a kind that qconv does not know, or a damaged one: convert the original BF16 or F16 model.",
     ),
     (
         ("vision_tower", "vision_model", "visual.", "multi_modal_projector", "mm_projector", "audio_tower", "image_newline"),
@@ -42,7 +41,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
 )  # fmt: skip
 
 
-def check_names(architecture: Architecture, names: NameMap, config: Mapping[str, Any], folder: Path) -> None:
+def check_names(architecture: Architecture, names: NameMap, folder: Path) -> None:
     """Raise ModelError, UnmappedTensorError or MissingTensorError, each with every name at fault as far as a message bears."""
     if names.ambiguous:
         one, other = names.ambiguous[0]
@@ -56,7 +55,7 @@ def check_names(architecture: Architecture, names: NameMap, config: Mapping[str,
         raise UnmappedTensorError(
             f"the architecture {architecture.name} has no place for {_counted(names.unmapped)} ({_list(names.unmapped)}){missing}",
             path=folder,
-            remedy=_cause(architecture, names, config),
+            remedy=_cause(architecture, names),
         )
     if names.missing:
         raise MissingTensorError(
@@ -66,11 +65,7 @@ def check_names(architecture: Architecture, names: NameMap, config: Mapping[str,
         )
 
 
-def _cause(architecture: Architecture, names: NameMap, config: Mapping[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "an unnamed method")
-        return f"The model is quantized with {method}: convert the original BF16 or F16 model."
+def _cause(architecture: Architecture, names: NameMap) -> str:
     for parts, sentence in _CAUSES:
         if any(part in name for name in names.unmapped for part in parts):
             return sentence
@@ -101,7 +96,7 @@ def dropped_notes(names: NameMap) -> tuple[str, ...]:
 
 
 def measured_values(
-    architecture: Architecture, names: NameMap, tensors: Mapping[str, StoredTensor], values: Values
+    architecture: Architecture, names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Values
 ) -> tuple[Values, tuple[str, ...]]:
     """Return the values with those sizes that tensors tell better than the configuration, and a note for each that differed."""
     found = dict(values)
@@ -124,7 +119,7 @@ def measured_values(
 
 
 def assemble(
-    names: NameMap, tensors: Mapping[str, StoredTensor], values: Values, encodings: Mapping[str, Encoding]
+    names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Values, encodings: Mapping[str, Encoding]
 ) -> dict[str, Tensor]:
     """Return canonical names to lazy tensors, in canonical order; raises EncodingError or ModelError for what cannot be presented."""
     found: dict[str, Tensor] = {}

@@ -10,8 +10,8 @@ from typing import Any
 from ...errors import ModelError, UnknownArchitectureError
 from ..architectures import Architecture, map_names
 from ..base import OpenContext
+from ..stored import CheckpointTensor
 from .configuration import read_hyper_parameters, text_section
-from .safetensors import StoredTensor
 from .shapes import shape_problems
 
 __all__ = ["choose_architecture", "is_headless"]
@@ -20,7 +20,7 @@ PLUGIN_HINT = "A plugin adds an architecture by a JSON file: see docs/plugins.md
 
 
 def choose_architecture(
-    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], context: OpenContext, path: Path
+    config: Mapping[str, Any], tensors: Mapping[str, CheckpointTensor], context: OpenContext, path: Path
 ) -> Architecture:
     """Return the user's choice, or the architecture that answers to the class or model type; raises UnknownArchitectureError."""
     known = context.architectures
@@ -66,7 +66,7 @@ def _class_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _nearest(
-    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], known: Mapping[str, Architecture], path: Path
+    config: Mapping[str, Any], tensors: Mapping[str, CheckpointTensor], known: Mapping[str, Architecture], path: Path
 ) -> str:
     """Return a sentence on the architecture whose name map and shapes fit best."""
     best: tuple[int, Architecture, list[str]] | None = None

@@ -24,6 +24,7 @@ from .configuration import (
 from .identity import general_metadata, model_name, read_model_card, size_label
 from .json_files import read_json_object
 from .matching import choose_architecture, is_headless
+from .quantized import Weights, unpack_weights, with_quantization, without_padding, without_spares
 from .rope import RopeResult, read_rope
 from .shapes import check_shapes
 from .tokenizer import read_tokenizer
@@ -35,7 +36,7 @@ _GENERATION = "generation_config.json"
 _SIDE_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
 _NO_SIDE = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SIDE_MAX = 64  # files
-_NO_WEIGHTS = Checkpoint({}, (), (), ())
+_NO_CHECKPOINT = Checkpoint({}, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,24 @@ class _Described:
     architecture: Architecture
     values: Values
     names: NameMap
+    weights: Weights
     rope: RopeResult
     notes: tuple[str, ...]
 
 
 def open_huggingface(path: Path, context: OpenContext) -> Model:
-    """Open a folder with ``config.json`` and safetensors files.
+    """Open a folder with ``config.json`` and safetensors files; what a quantizer packed is unpacked when it is read.
 
     No weight is read; every name and shape is checked. Raises FormatError and its kin for files, ModelError and its kin for what they hold.
     """
     folder = _folder(path)
-    config = read_json_object(folder / _CONFIG, "the model's configuration")
+    config = with_quantization(folder, read_json_object(folder / _CONFIG, "the model's configuration"))
     generation_path = folder / _GENERATION
     generation = read_json_object(generation_path, "generation defaults") if generation_path.exists() else {}
-    checkpoint = _NO_WEIGHTS if context.vocabulary_only else open_checkpoint(folder)
+    checkpoint = _NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(folder)
     try:
-        described = _describe(config, checkpoint, context, folder)
+        weights = unpack_weights(folder, config, checkpoint.tensors, context.encodings)
+        described = _describe(config, weights, context, folder)
         return _model(path, folder, config, generation, checkpoint, described, context)
     except BaseException:
         checkpoint.close()
@@ -85,25 +88,27 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _describe(config: Mapping[str, Any], checkpoint: Checkpoint, context: OpenContext, folder: Path) -> _Described:
+def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext, folder: Path) -> _Described:
     path = folder / _CONFIG
-    tensors = checkpoint.tensors
-    architecture = choose_architecture(config, tensors, context, path)
+    architecture = choose_architecture(config, weights.tensors, context, path)
     section = text_section(architecture, config)
     values = read_hyper_parameters(architecture, section, path)
     rope = read_rope(architecture, section, values, path)
     notes = [*check_configuration(architecture, section, values, path), *rope.notes]
+    weights = without_spares(weights, architecture, values)
+    tensors = weights.tensors
     names = map_names(architecture, tensors, values)
     if context.vocabulary_only:
-        return _Described(architecture, values, names, rope, tuple(notes))
+        return _Described(architecture, values, names, weights, rope, tuple(notes))
     if is_headless(config) and names.missing and all("lm_head" in name for name in names.missing):
         values = MappingProxyType({**values, "tied": True})
         names = map_names(architecture, tensors, values)
         notes.append("the checkpoint is a bare model without lm_head: the token embedding serves as the output matrix")
-    check_names(architecture, names, config, folder)
+    check_names(architecture, names, folder)
     values, measured = measured_values(architecture, names, tensors, values)
-    check_shapes(names, tensors, values, path)
-    return _Described(architecture, values, names, rope, (*notes, *measured, *dropped_notes(names)))
+    weights = without_padding(weights, names, values)
+    check_shapes(names, weights.tensors, values, path)
+    return _Described(architecture, values, names, weights, rope, (*notes, *measured, *dropped_notes(names)))
 
 
 def _model(
@@ -120,7 +125,7 @@ def _model(
     if not context.vocabulary_only:
         for name, table in described.rope.tables.items():
             tensors[name] = constant(name, table, f"{_CONFIG}: rotary scaling")
-        tensors |= assemble(described.names, checkpoint.tensors, values, context.encodings)
+        tensors |= assemble(described.names, described.weights.tensors, values, context.encodings)
     card, card_notes = read_model_card(folder)
     experts = values.get("experts")
     label = size_label(tensors.values(), int(experts) if experts else None)
@@ -142,8 +147,9 @@ def _model(
         tensors=MappingProxyType(tensors),
         files=tuple(dict.fromkeys((folder / _CONFIG, *checkpoint.files, *side_files.values()))),
         side_files=MappingProxyType(side_files),
-        notes=(*checkpoint.notes, *described.notes, *card_notes, *tokenizer.notes),
+        notes=(*checkpoint.notes, *described.weights.notes, *described.notes, *card_notes, *tokenizer.notes),
         close=checkpoint.close,
+        container=described.weights.container,
     )
 
 

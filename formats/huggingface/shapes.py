@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import ShapeError
 from ..architectures import Expression, NameMap
-from .safetensors import StoredTensor
+from ..stored import CheckpointTensor, StoredTensor
 
 __all__ = ["check_shapes", "shape_problems"]
 
@@ -15,7 +15,7 @@ _LISTED = 5
 
 
 def shape_problems(
-    names: NameMap, tensors: Mapping[str, StoredTensor], values: Mapping[str, object]
+    names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Mapping[str, object]
 ) -> list[tuple[str, str]]:
     """Return (checkpoint name, sentence) for every mapped tensor of another shape; raises ModelError for sizes that cannot be computed."""
     known: dict[tuple[Expression, ...], tuple[int, ...]] = {}
@@ -33,7 +33,7 @@ def shape_problems(
 
 
 def check_shapes(
-    names: NameMap, tensors: Mapping[str, StoredTensor], values: Mapping[str, object], config: Path
+    names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Mapping[str, object], config: Path
 ) -> None:
     """Raise ShapeError, with the first few mismatches, before any weight is read."""
     problems = shape_problems(names, tensors, values)
@@ -43,9 +43,10 @@ def check_shapes(
         more = f"; {len(others)} more differ: {', '.join(others[:_LISTED])}" if others else ""
         if len(others) > _LISTED:
             more += ", …"
+        guilty = tensors[source]
         raise ShapeError(
             sentence + more,
-            path=tensors[source].file.path,
+            path=guilty.file.path if isinstance(guilty, StoredTensor) else config.parent,
             tensor=source,
             remedy=f"The weights and {config.name} belong to different models; download both from one place.",
         )

@@ -297,10 +297,11 @@ def test_a_wrong_prefix_is_guessed(tmp_path: Path, context: OpenContext) -> None
     assert "model.embed_tokens.weight is expected" in message
 
 
-def test_the_configuration_tells_of_quantization(tmp_path: Path, context: OpenContext) -> None:
-    config = CONFIGS["llama"] | {"quantization_config": {"quant_method": "gptq"}}
-    tensors = tensors_of("llama") | {"x.g_idx": ("I32", (1,), bytes(4))}
-    assert "gptq" in failure(write_folder(tmp_path / "m", config, tensors), context, UnmappedTensorError)
+def test_an_unknown_quantizer_is_refused_by_name(tmp_path: Path, context: OpenContext) -> None:
+    config = CONFIGS["llama"] | {"quantization_config": {"quant_method": "Aqlm"}}
+    message = failure(write_folder(tmp_path / "m", config, tensors_of("llama")), context, FormatError)
+    assert "quant_method: 'aqlm'" in message
+    assert "gptq" in message
 
 
 def test_missing_tensors_are_listed(tmp_path: Path, context: OpenContext) -> None:

@@ -1,0 +1,152 @@
+"""Folders that a quantizer wrote: its settings, wherever they lie, and the packing that turns its tensors into weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import FormatError, QconvError
+from ...quantizers.base import Encoding
+from ..architectures import Architecture, NameMap, map_names
+from ..architectures.transforms import TRANSFORMS
+from ..base import Tensor
+from ..metadata import Scalar
+from ..packed import PACKINGS, Packing, Unpacked
+from ..packed.base import method
+from ..stored import CheckpointTensor, StoredTensor
+from .json_files import read_json_object
+
+__all__ = ["Weights", "unpack_weights", "with_quantization", "without_padding", "without_spares"]
+
+# where quantizers leave their settings beside config.json, and the method that a file of this name implies
+_SETTINGS_FILES = (
+    ("quantize_config.json", "gptq"),
+    ("quant_config.json", "awq"),
+    ("hf_quant_config.json", "modelopt"),
+)
+# layers that transformers keeps as (in, out), and quantizers as (out, in) like all others
+_CONV1D = re.compile(r"(?:.*\.)?(?:c_attn|c_fc|c_proj|q_attn)\.weight")
+_CONV1D_MODELS = ("gpt2",)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's tensors as an architecture expects them, and what a packing has told of them.
+
+    Attributes:
+        tensors: Hugging Face names to tensors.
+        notes: what the user should know.
+        container: facts for ``inspect``.
+        spare: biases of zeros that a quantizer added.
+        row_padding: rows of unpacked tensors are filled up to a multiple of it.
+    """
+
+    tensors: Mapping[str, CheckpointTensor]
+    notes: tuple[str, ...] = ()
+    container: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    spare: Mapping[str, CheckpointTensor] = field(default_factory=lambda: MappingProxyType({}))
+    row_padding: int = 1
+
+
+def with_quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration with the quantizer's settings under ``quantization_config``, wherever the folder has them."""
+    if isinstance(config.get("quantization_config"), dict):
+        return config
+    text = config.get("text_config")
+    if isinstance(text, dict) and isinstance(text.get("quantization_config"), dict):
+        return MappingProxyType({**config, "quantization_config": text["quantization_config"]})
+    for name, implied in _SETTINGS_FILES:
+        if (folder / name).is_file():
+            found = read_json_object(folder / name, "the quantizer's settings")
+            return MappingProxyType({**config, "quantization_config": {"quant_method": implied, **found}})
+    return config
+
+
+def unpack_weights(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], encodings: Mapping[str, Encoding]
+) -> Weights:
+    """Return the tensors, unpacked where a packing recognises them.
+
+    ``config`` is that of :func:`with_quantization`. Raises FormatError for a quantizer that no packing knows, and what the packing raises, with
+    the folder as path where it names none.
+    """
+    packing = next((packing for packing in PACKINGS if packing.recognises(config, tensors)), None)
+    if packing is None:
+        if tensors:
+            _refuse_unknown(folder, config)
+        return Weights(tensors)
+    try:
+        unpacked = packing.unpack(tensors, config, encodings)
+    except QconvError as error:
+        if error.path is None:
+            error.path = folder
+        raise
+    found = {name: _transposed(name, tensor, config) for name, tensor in unpacked.tensors.items()}
+    return Weights(
+        MappingProxyType(found),
+        (_note(packing, unpacked), *unpacked.notes),
+        MappingProxyType({"packing": packing.name, **unpacked.facts}),
+        unpacked.spare,
+        unpacked.row_padding,
+    )
+
+
+def _refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
+    found = method(config)
+    known = tuple(dict.fromkeys(name for packing in PACKINGS for name in packing.methods))
+    if found is not None and found not in known:
+        raise FormatError(
+            f"quantization_config has quant_method: {found[:40]!r}, which qconv does not know; it knows {', '.join(known)}",
+            path=folder,
+            remedy="Convert the original BF16 or F16 model.",
+        )
+
+
+def _note(packing: Packing, unpacked: Unpacked) -> str:
+    return (
+        f"the source was already quantized ({packing.label}, {unpacked.summary}): its losses stay, "
+        "and quantizing it again adds to them"
+    )
+
+
+def _transposed(name: str, tensor: CheckpointTensor, config: Mapping[str, Any]) -> CheckpointTensor:
+    if isinstance(tensor, Tensor) and config.get("model_type") in _CONV1D_MODELS and _CONV1D.fullmatch(name):
+        return TRANSFORMS["transpose"].forward([tensor], {})[0]
+    return tensor
+
+
+def without_spares(weights: Weights, architecture: Architecture, values: Mapping[str, object]) -> Weights:
+    """Return the weights with those of the spare biases that the architecture cannot do without."""
+    if not weights.spare:
+        return weights
+    missing = map_names(architecture, weights.tensors, values).missing
+    wanted = {name: weights.spare[name] for name in missing if name in weights.spare}
+    return replace(weights, tensors=MappingProxyType({**weights.tensors, **wanted})) if wanted else weights
+
+
+def without_padding(weights: Weights, names: NameMap, values: Mapping[str, object]) -> Weights:
+    """Return the weights with padded rows cut to the number that the architecture gives."""
+    if weights.row_padding == 1:
+        return weights
+    found = dict(weights.tensors)
+    for item in names.mapped:
+        for index, source in enumerate(item.sources):
+            tensor = found[source]
+            if not isinstance(tensor, Tensor) and not source.endswith(".bias"):
+                continue
+            rows = item.entry.shapes[index % len(item.entry.shapes)][0].evaluate(values)
+            if tensor.shape and 0 < rows < tensor.shape[0] == -(-rows // weights.row_padding) * weights.row_padding:
+                found[source] = _cut(tensor, rows)
+    return replace(weights, tensors=MappingProxyType(found))
+
+
+def _cut(tensor: CheckpointTensor, rows: int) -> CheckpointTensor:
+    """Return the first rows of a matrix, or the first elements of a vector."""
+    shape = (rows, *tensor.shape[1:])
+    if isinstance(tensor, StoredTensor):
+        return replace(tensor, shape=shape, nbytes=tensor.nbytes // tensor.shape[0] * rows)
+    return replace(tensor, shape=shape)
