@@ -8,12 +8,13 @@ from .base import (
     Check,
     Dropped,
     HyperParameter,
+    Mark,
     Measured,
     Rope,
     RuntimeFacts,
     TensorMap,
 )
-from .expressions import Expression, parse_expression
+from .expressions import Condition, Expression, parse_condition, parse_expression
 from .load import built_in_architectures, load_architecture
 from .names import MappedTensor, NameMap, map_names
 from .transforms import TRANSFORMS, Transform
@@ -22,10 +23,12 @@ __all__ = [
     "TRANSFORMS",
     "Architecture",
     "Check",
+    "Condition",
     "Dropped",
     "Expression",
     "HyperParameter",
     "MappedTensor",
+    "Mark",
     "Measured",
     "NameMap",
     "Rope",
@@ -35,5 +38,6 @@ __all__ = [
     "built_in_architectures",
     "load_architecture",
     "map_names",
+    "parse_condition",
     "parse_expression",
 ]

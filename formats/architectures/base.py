@@ -8,17 +8,19 @@ must know. ``docs/architectures.md`` documents the JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from ..metadata import Scalar
-from .expressions import Expression
+from .expressions import Condition, Expression
 
 __all__ = [
     "Architecture",
     "Check",
     "Dropped",
     "HyperParameter",
+    "Mark",
     "Measured",
     "Rope",
     "RuntimeFacts",
@@ -40,21 +42,25 @@ class HyperParameter:
 
     Attributes:
         name: by which expressions mention it.
-        config: keys of ``config.json``, the preferred one first (it is the one written on the way back).
-        type: GGUF type: ``uint32`` (at least 1), ``float32`` or ``bool``.
+        config: keys of ``config.json``, the preferred one first (it is the one written on the way back); empty for what follows from others.
+        type: GGUF type: ``uint32``, ``float32`` or ``bool``; or ``presence``: true where the configuration has one of the keys, whatever it holds.
         keys: GGUF keys without the architecture's prefix (``attention.head_count``); empty where GGUF has none.
         required: whether a configuration without it is an error.
         default: used where the configuration is silent: a value, an expression over earlier hyper-parameters, or None for "absent".
         measured: the tensor that overrules the configuration, if any.
+        recovered: for what GGUF has no key for: how its value follows from those that GGUF has, on the way back.
+        minimum: the least that a ``uint32`` may be.
     """
 
     name: str
     config: tuple[str, ...]
-    type: Literal["uint32", "float32", "bool"]
+    type: Literal["uint32", "float32", "bool", "presence"]
     keys: tuple[str, ...]
     required: bool
     default: bool | int | float | Expression | None = None
     measured: Measured | None = None
+    recovered: Expression | Condition | None = None
+    minimum: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,10 @@ class Rope:
         scalings: kinds of scaling that the target's runtime honours.
         frequency_table: whether the target's runtime divides frequencies by ``rope_freqs.weight``.
         partial: whether a head may be rotated in part.
+        share: the part that is, where the configuration is silent.
         local_theta: base frequency of sliding-window layers, for families where it differs.
+        log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
+            sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
     """
 
     order: Literal["neox", "interleaved"]
@@ -102,7 +111,9 @@ class Rope:
     scalings: tuple[str, ...]
     frequency_table: bool = False
     partial: bool = False
+    share: float = 1.0
     local_theta: float | None = None
+    log_multiplier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,8 @@ class TensorMap:
         arguments: the transform's arguments.
         required: whether a model without it is an error; entries that give the same GGUF name are alternatives.
         omitted_when: a ``bool`` hyper-parameter: where true, the tensor is not needed, and dropped if it is there.
+        when: the entry applies only where this holds; ``layer`` is the number of the layer. None: everywhere.
+        configuration: for what is not required: keys of ``config.json`` that tell of its presence, with their values, for the way back.
     """
 
     gguf: tuple[str, ...]
@@ -129,6 +142,8 @@ class TensorMap:
     arguments: Mapping[str, Expression]
     required: bool = True
     omitted_when: str | None = None
+    when: Condition | None = None
+    configuration: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def per_layer(self) -> bool:
@@ -143,39 +158,63 @@ class TensorMap:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Tensors that are left out: names that match ``pattern`` (``*`` is any text). ``reason`` is a note for the user, or None."""
+    """Tensors that are left out: names that match ``pattern`` (``*`` is any text, ``{layers}`` the number of layers).
+
+    ``reason`` is a note for the user, or None.
+    """
 
     pattern: str
     reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells a family from others that share its GGUF name: a GGUF key, without the prefix, that is at least so much."""
+
+    key: str
+    at_least: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeFacts:
     """What a forward pass must know beyond metadata and tensor names.
 
-    Query and key norms, norms after attention and feed-forward, biases and tied outputs show in the tensors that are there; soft caps, epsilon and
-    window in the metadata.
+    Query and key norms, norms after attention and feed-forward, attention sinks, shared experts, biases and tied outputs show in the tensors
+    that are there; soft caps, multipliers, epsilon and window in the metadata.
 
     Attributes:
         norm: ``rms`` or ``layer`` (mean removed, with bias). GGUF's weights are multiplied as they are; ``norm+1`` is a transform.
-        activation: ``silu``, or ``gelu_tanh`` (the tanh approximation).
+        activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` (the tanh approximation), or ``swiglu_oai``, which joins gate and up by itself:
+            ``min(gate, 7) * sigmoid(1.702 * gate) * (clip(up, -7, 7) + 1)``.
         feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
         positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
-        attention_scale: queries are divided by the square root of this.
+        attention_scale: queries are divided by the square root of this, unless there is a hyper-parameter ``attention_multiplier``.
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
-        expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum).
+        attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
+        feed_forward_norm: the same before the feed-forward.
+        parallel: whether attention and feed-forward both read the block's input, and their results are added to it together; a condition,
+            such as a ``bool`` hyper-parameter's name, where models differ.
+        expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum), or ``softmax`` and
+            ``sigmoid`` (k largest by these, ``exp_probs_b`` added for the choice alone; hyper-parameters say whether they are divided by their
+            sum, and multiplied).
+        expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
+            ``maximum``, or with the largest sum of their ``two_largest``.
     """
 
     norm: Literal["rms", "layer"]
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
     feed_forward: Literal["gated", "gated_fused", "plain"]
     positions: Literal["rope", "learned"]
     attention_scale: Expression
     scale_embedding: bool = False
     sliding_period: Expression | None = None
-    expert_gating: Literal["softmax_top_k_normalised"] | None = None
+    attention_norm: tuple[str, ...] = ("attn_norm",)
+    feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
+    parallel: bool | Condition = False
+    expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
+    expert_groups: Literal["maximum", "two_largest"] = "two_largest"
 
 
 @dataclass(frozen=True)
@@ -185,7 +224,8 @@ class Architecture:
     Attributes:
         name: unique, lower case: what ``--as-arch`` takes.
         description: one line for ``qconv plugins`` and the documentation.
-        gguf: ``general.architecture`` in GGUF, and the prefix of its keys. Two families may share one (Mixtral is ``llama`` with experts).
+        gguf: ``general.architecture`` in GGUF, and the prefix of its keys. Families may share one (Mixtral is ``llama`` with experts).
+        mark: what tells this family from others with the same ``gguf``; None for the one that is left where no mark fits.
         classes: Hugging Face classes (``architectures`` in ``config.json``), the usual one first.
         model_types: values of ``model_type``, the usual one first.
         config_section: key under which multimodal configurations keep the text model's (``text_config``), or None.
@@ -202,6 +242,7 @@ class Architecture:
     name: str
     description: str
     gguf: str
+    mark: Mark | None
     classes: tuple[str, ...]
     model_types: tuple[str, ...]
     config_section: str | None

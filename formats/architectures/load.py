@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ...errors import PluginError
-from .base import Architecture, Check, Dropped, HyperParameter, Measured, Rope, RuntimeFacts, TensorMap
-from .expressions import Expression, parse_expression
+from .base import Architecture, Check, Dropped, HyperParameter, Mark, Measured, Rope, RuntimeFacts, TensorMap
+from .expressions import Condition, Expression, parse_condition, parse_expression
 from .fields import Fields
 from .transforms import TRANSFORMS
 
@@ -57,6 +56,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         name=fields.text("name"),
         description=fields.text("description"),
         gguf=fields.text("gguf"),
+        mark=_mark(fields.take("mark"), where, path) if "mark" in fields else None,
         classes=fields.texts("classes"),
         model_types=fields.texts("model_types"),
         config_section=fields.text("config_section") if "config_section" in fields else None,
@@ -75,6 +75,13 @@ def _architecture(value: object, path: Path | None) -> Architecture:
     return architecture
 
 
+def _mark(value: object, where: str, path: Path | None) -> Mark:
+    fields = Fields(value, f"{where}: mark", path)
+    mark = Mark(fields.text("key"), int(fields.number("at_least")))
+    fields.finish()
+    return mark
+
+
 def _text_map(fields: Fields, key: str) -> dict[str, str]:
     found = fields.scalars(key)
     if not all(isinstance(value, str) for value in found.values()):
@@ -84,7 +91,7 @@ def _text_map(fields: Fields, key: str) -> dict[str, str]:
 
 def _hyper_parameter(name: str, value: object, where: str, path: Path | None) -> HyperParameter:
     fields = Fields(value, f"{where}: hyper-parameter {name!r}", path)
-    kind = fields.choice("type", ("uint32", "float32", "bool"))
+    kind = fields.choice("type", ("uint32", "float32", "bool", "presence"))
     required = "default" not in fields
     default = None if required else fields.take("default")
     if isinstance(default, str):
@@ -99,14 +106,24 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
     found = HyperParameter(
         name=name,
         config=fields.texts("config"),
-        type=cast("Literal['uint32', 'float32', 'bool']", kind),
+        type=cast("Literal['uint32', 'float32', 'bool', 'presence']", kind),
         keys=fields.texts("keys"),
         required=required,
         default=default,
         measured=measured,
+        recovered=_recovered(fields, kind),
+        minimum=int(fields.number("minimum")) if "minimum" in fields else 1,
     )
     fields.finish()
+    if required and not found.config:
+        fields.fail("needs 'config', or a 'default'")
     return found
+
+
+def _recovered(fields: Fields, kind: str) -> Expression | Condition | None:
+    if "recovered" not in fields:
+        return None
+    return _expression(fields, "recovered") if kind == "uint32" else parse_condition(fields.text("recovered"))
 
 
 def _check(value: object, where: str, path: Path | None) -> Check:
@@ -137,7 +154,9 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         scalings=fields.texts("scalings"),
         frequency_table=fields.flag("frequency_table", False),
         partial=fields.flag("partial", False),
+        share=fields.number("share") if "share" in fields else 1.0,
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
+        log_multiplier=fields.flag("log_multiplier", False),
     )
     fields.finish()
     return rope
@@ -169,6 +188,8 @@ def _tensor(value: object, where: str, path: Path | None) -> TensorMap:
         arguments=MappingProxyType(arguments),
         required=fields.flag("required", True),
         omitted_when=fields.text("omitted_when") if "omitted_when" in fields else None,
+        when=parse_condition(fields.text("when")) if "when" in fields else None,
+        configuration=MappingProxyType(fields.scalars("configuration")),
     )
     fields.finish()
     if len({("{layer}" in name) for name in found.gguf + found.hf}) != 1:
@@ -189,22 +210,42 @@ def _dropped(value: object, where: str, path: Path | None) -> Dropped:
 
 def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts:
     fields = Fields(value, f"{where}: runtime", path)
-    gating = fields.choice("expert_gating", ("softmax_top_k_normalised",)) if "expert_gating" in fields else None
     facts = RuntimeFacts(
-        norm=cast("Literal['rms', 'layer']", fields.choice("norm", ("rms", "layer"))),
-        activation=cast("Literal['silu', 'gelu_tanh']", fields.choice("activation", ("silu", "gelu_tanh"))),
-        feed_forward=cast(
-            "Literal['gated', 'gated_fused', 'plain']",
-            fields.choice("feed_forward", ("gated", "gated_fused", "plain")),
-        ),
-        positions=cast("Literal['rope', 'learned']", fields.choice("positions", ("rope", "learned"))),
+        norm=_choice(fields, "norm", ("rms", "layer")),
+        activation=_choice(fields, "activation", ("silu", "gelu", "gelu_tanh", "swiglu_oai")),
+        feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
+        positions=_choice(fields, "positions", ("rope", "learned")),
         attention_scale=_expression(fields, "attention_scale"),
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
-        expert_gating=cast("Literal['softmax_top_k_normalised'] | None", gating),
+        attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
+        feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
+        parallel=_parallel(fields),
+        expert_gating=_choice(fields, "expert_gating", ("softmax_top_k_normalised", "softmax", "sigmoid"))
+        if "expert_gating" in fields
+        else None,
+        expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
+        if "expert_groups" in fields
+        else "two_largest",
     )
     fields.finish()
     return facts
+
+
+def _choice(fields: Fields, key: str, allowed: tuple[str, ...]) -> Any:
+    """Return one of ``allowed``, as a literal of the attribute's type."""
+    return fields.choice(key, allowed)
+
+
+def _parallel(fields: Fields) -> bool | Condition:
+    if "parallel" not in fields:
+        return False
+    value = fields.take("parallel")
+    if isinstance(value, str):
+        return parse_condition(value)
+    if not isinstance(value, bool):
+        fields.fail(f"has 'parallel': {value!r}, which must be true, false or a condition")
+    return value
 
 
 def _expression(fields: Fields, key: str) -> Expression:
@@ -234,6 +275,9 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         if isinstance(parameter.default, Expression):
             demand(parameter.default.names, f"the default of {parameter.name!r}")
         defined.add(parameter.name)
+    for parameter in architecture.hyper_parameters:
+        if parameter.recovered is not None:
+            demand(parameter.recovered.names, f"'recovered' of {parameter.name!r}")
     for check in architecture.checks:
         for expression in (check.equals, check.at_least):
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
@@ -242,18 +286,18 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     demand(architecture.runtime.attention_scale.names, "the attention scale")
     if architecture.runtime.sliding_period:
         demand(architecture.runtime.sliding_period.names, "the sliding period")
+    if isinstance(architecture.runtime.parallel, Condition):
+        demand(architecture.runtime.parallel.names, "'parallel'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"
-        _demand_mapped(tensor.arguments, user, demand)
+        for argument in tensor.arguments.values():
+            demand(argument.names, user)
         for shape in tensor.shapes:
             demand(frozenset().union(*(size.names for size in shape)), user)
+        if tensor.when:
+            demand(tensor.when.names - ({"layer"} if tensor.per_layer else set()), user)
         if tensor.per_expert:
             demand({"experts"}, user)
         if tensor.omitted_when:
             demand({tensor.omitted_when}, user)
-
-
-def _demand_mapped(arguments: Mapping[str, Expression], user: str, demand: Any) -> None:
-    for expression in arguments.values():
-        demand(expression.names, user)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from .base import Architecture, TensorMap
 
-__all__ = ["MappedTensor", "NameMap", "map_names"]
+__all__ = ["MappedTensor", "NameMap", "canonical_order", "fill_name", "map_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,13 @@ def map_names(architecture: Architecture, names: Collection[str], values: Mappin
         by_canonical[canonical] = name
     mapped, missing, omitted = _apply(architecture, by_canonical, values)
     used = {source for item in mapped for source in item.sources}
+    layers = str(_count(values, "layers"))
+    patterns = [(rule, rule.pattern.replace("{layers}", layers)) for rule in architecture.dropped]
     dropped, unmapped = [], []
     for canonical, name in by_canonical.items():
         if name in used:
             continue
-        rule = next((rule for rule in architecture.dropped if fnmatchcase(name, rule.pattern)), None)
+        rule = next((rule for rule, pattern in patterns if fnmatchcase(name, pattern)), None)
         if rule is not None:
             dropped.append((name, rule.reason))
         elif canonical in omitted:
@@ -102,10 +104,12 @@ def _apply(
     omitted: dict[str, str] = {}
     produced: set[str] = set()
     wanted: list[tuple[tuple[str, ...], list[str]]] = []
-    for entry, layer in _canonical_order(architecture, _count(values, "layers")):
-        gguf = tuple(_fill(name, layer) for name in entry.gguf)
+    for entry, layer in canonical_order(architecture, _count(values, "layers")):
+        if entry.when is not None and not entry.when.holds(values if layer is None else {**values, "layer": layer}):
+            continue
+        gguf = tuple(fill_name(name, layer) for name in entry.gguf)
         experts = range(_count(values, "experts")) if entry.per_expert else (None,)
-        sources = [_fill(name, layer, expert) for expert in experts for name in entry.hf]
+        sources = [fill_name(name, layer, expert) for expert in experts for name in entry.hf]
         absent = [name for name in sources if name not in by_canonical]
         if entry.omitted_when is not None and values.get(entry.omitted_when) is True:
             omitted |= dict.fromkeys(sources, f"left out, since {entry.omitted_when} is set in the configuration")
@@ -122,7 +126,8 @@ def _apply(
     return mapped, missing, omitted
 
 
-def _canonical_order(architecture: Architecture, layers: int) -> list[tuple[TensorMap, int | None]]:
+def canonical_order(architecture: Architecture, layers: int) -> list[tuple[TensorMap, int | None]]:
+    """Return the entries of the map with the layers that they run over: before the layers, layer by layer, after them."""
     inside = [index for index, entry in enumerate(architecture.tensors) if entry.per_layer]
     first = inside[0] if inside else len(architecture.tensors)
     order: list[tuple[TensorMap, int | None]] = [(entry, None) for entry in architecture.tensors[:first]]
@@ -131,7 +136,8 @@ def _canonical_order(architecture: Architecture, layers: int) -> list[tuple[Tens
     return order
 
 
-def _fill(template: str, layer: int | None, expert: int | None = None) -> str:
+def fill_name(template: str, layer: int | None, expert: int | None = None) -> str:
+    """Return a name of the map with the numbers of layer and expert in their places."""
     return template.replace("{layer}", str(layer)).replace("{expert}", str(expert))
 
 

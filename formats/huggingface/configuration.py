@@ -50,14 +50,14 @@ def read_hyper_parameters(architecture: Architecture, config: Mapping[str, Any],
 def _value(
     parameter: HyperParameter, config: Mapping[str, Any], values: Values, path: Path
 ) -> bool | int | float | None:
-    key, found = next(
-        ((key, config[key]) for key in parameter.config if config.get(key) is not None), (parameter.config[0], _ABSENT)
-    )
+    key, found = next(((key, config[key]) for key in parameter.config if config.get(key) is not None), ("", _ABSENT))
+    if parameter.type == "presence":
+        return not isinstance(found, _Absent)
     if not isinstance(found, _Absent):
         return _typed(parameter, key, found, path)
     if parameter.required:
         raise ModelError(
-            f"lacks {key}, which gives the model's {parameter.name}",
+            f"lacks {parameter.config[0]}, which gives the model's {parameter.name}",
             path=path,
             remedy="Restore the original config.json.",
         )
@@ -65,7 +65,7 @@ def _value(
         return parameter.default.evaluate(values)
     if parameter.default is not None and any(key in config for key in parameter.config):
         raise ModelError(
-            f"sets {key} to null, and the {parameter.name} of this architecture must be a number",
+            f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
             path=path,
             remedy="Remove the key to use the usual value, or convert to a format that can leave it out.",
         )
@@ -74,7 +74,8 @@ def _value(
 
 def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
     """Return ``found`` as the parameter's type; raises ModelError."""
-    wanted = {"uint32": "a whole number above 0", "float32": "a number", "bool": "true or false"}[parameter.type]
+    least = "above 0" if parameter.minimum == 1 else f"from {parameter.minimum}"
+    wanted = {"uint32": f"a whole number {least}", "float32": "a number"}.get(parameter.type, "true or false")
     if parameter.type == "bool":
         if isinstance(found, bool):
             return found
@@ -82,7 +83,7 @@ def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bo
         if parameter.type == "float32":
             return number
         limit = _CAPS.get(parameter.name, _INTEGER_MAX)
-        if number.is_integer() and 0 < number <= limit:
+        if number.is_integer() and parameter.minimum <= number <= limit:
             return int(number)
         wanted += f" and at most {limit}"
     shown = repr(found) if len(repr(found)) < 80 else f"{repr(found)[:80]}…"

@@ -49,6 +49,19 @@ def permuted(values: Array, heads: int) -> Array:
     return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
+def gathered(values: Array, heads: int, kv_heads: int) -> Array:
+    """Groups (queries, key, value) to all queries, all keys, all values, as transformers splits Falcon's fused projection."""
+    groups = values.reshape(kv_heads, heads // kv_heads + 2, -1, *values.shape[1:])
+    parts = [groups[:, :-2], groups[:, -2], groups[:, -1]]
+    return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
+
+
+def latent_parts(values: Array, heads: int, key: int) -> list[Array]:
+    """Keys, transposed, and values of every head, as DeepSeek's attention reads kv_b_proj."""
+    stacked = values.reshape(heads, -1, values.shape[1])
+    return [stacked[:, :key].swapaxes(1, 2), stacked[:, key:]]
+
+
 @dataclass(frozen=True)
 class Example:
     name: str
@@ -70,6 +83,21 @@ EXAMPLES = (
     Example("split_rows", [(3, 7, 2)], {"first": 4}, lambda a: [a[0][:, :4], a[0][:, 4:]]),
     Example("fuse_rows", [(4, 3), (2, 3)], {"first": 4}, lambda a: [np.concatenate(a)]),
     Example("fuse_rows", [(3, 4, 2), (3, 5, 2)], {"first": 4}, lambda a: [np.concatenate(a, 1)]),
+    Example("separate_rows", [(8, 3)], {}, lambda a: [a[0][::2], a[0][1::2]]),
+    Example("separate_rows", [(3, 6, 2)], {}, lambda a: [a[0][:, ::2], a[0][:, 1::2]]),
+    Example("separate_columns", [(3, 8)], {}, lambda a: [a[0][:, ::2], a[0][:, 1::2]]),
+    Example("separate_columns", [(8,)], {}, lambda a: [a[0][::2], a[0][1::2]]),
+    Example(
+        "transpose_and_separate_rows",
+        [(3, 5, 6)],
+        {},
+        lambda a: [a[0].swapaxes(1, 2)[:, ::2], a[0].swapaxes(1, 2)[:, 1::2]],
+    ),
+    Example("gather_groups", [(24, 5)], {"heads": 4, "kv_heads": 2}, lambda a: [gathered(a[0], 4, 2)]),
+    Example("gather_groups", [(18, 3)], {"heads": 3, "kv_heads": 3}, lambda a: [gathered(a[0], 3, 3)]),
+    Example("gather_groups", [(14, 3)], {"heads": 5, "kv_heads": 1}, lambda a: [gathered(a[0], 5, 1)]),
+    Example("gather_groups", [(24,)], {"heads": 4, "kv_heads": 2}, lambda a: [gathered(a[0], 4, 2)]),
+    Example("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 3}, lambda a: latent_parts(a[0], 3, 2)),
 )
 EACH = pytest.mark.parametrize(
     "example", EXAMPLES, ids=lambda item: f"{item.name}-{'x'.join(map(str, item.shapes[0]))}"
@@ -91,7 +119,9 @@ def test_bytes_are_those_of_the_reference(example: Example, encoding: str) -> No
 @EACH
 def test_any_slab_is_the_same_rows(example: Example) -> None:
     sources = [Source(shape, "BF16", seed) for seed, shape in enumerate(example.shapes)]
-    for tensor in TRANSFORMS[example.name].forward([source.tensor for source in sources], example.arguments):
+    transform = TRANSFORMS[example.name]
+    there = transform.forward([source.tensor for source in sources], example.arguments)
+    for tensor in (*there, *transform.inverse(there, example.arguments)):
         rows = tensor.read(0, tensor.row_count)
         slabs = [(a, b) for a in range(tensor.row_count) for b in range(a + 1, tensor.row_count + 1)]
         slabs += [(0, 0), (tensor.row_count, tensor.row_count)]
@@ -122,7 +152,7 @@ def test_permutation_reads_whole_heads_and_no_more() -> None:
 
 
 def test_transposition_reads_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qconv.formats.architectures.transforms._CHUNK", 60)
+    monkeypatch.setattr("qconv.formats.architectures.matrices._CHUNK", 60)
     source = Source((11, 10))
     (tensor,) = TRANSFORMS["transpose"].forward([source.tensor], {})
     assert np.array_equal(whole(tensor), source.values.T)
@@ -156,6 +186,14 @@ def test_quantized_rows_are_moved_whole() -> None:
     assert np.array_equal(tensor.read(0, 8), rows[[0, 2, 1, 3, 4, 6, 5, 7]])
 
 
+def test_quantized_rows_are_separated_whole() -> None:
+    rows = np.arange(8 * 34, dtype=np.uint8).reshape(8, 34)
+    source = Tensor("q", (2, 4, 32), ENCODINGS["Q8_0"], lambda start, stop: rows[start:stop], "memory")
+    even, odd = TRANSFORMS["separate_rows"].forward([source], {})
+    assert (even.encoding.name, even.shape) == ("Q8_0", (2, 2, 32))
+    assert np.array_equal(odd.read(0, 4), rows[1::2])
+
+
 def test_constants_are_read_only_rows() -> None:
     tensor = constant("rope_freqs.weight", np.arange(4, dtype=np.float32), "test")
     assert tensor.rows(0, 1).tolist() == [[0, 1, 2, 3]]
@@ -177,6 +215,16 @@ def test_constants_are_read_only_rows() -> None:
         ("split_rows", [(4,)], {"first": 2}),
         ("fuse_rows", [(4, 2), (4, 3)], {"first": 4}),
         ("fuse_rows", [(4, 2), (4, 2)], {"first": 3}),
+        ("separate_rows", [(5, 2)], {}),
+        ("separate_rows", [(4,)], {}),
+        ("separate_columns", [(2, 5)], {}),
+        ("transpose_and_separate_rows", [(2, 4, 5)], {}),
+        ("gather_groups", [(24, 2)], {"heads": 5, "kv_heads": 2}),
+        ("gather_groups", [(24, 2)], {"heads": 4, "kv_heads": 0}),
+        ("gather_groups", [(23, 2)], {"heads": 4, "kv_heads": 2}),
+        ("gather_groups", [(2, 24, 2)], {"heads": 4, "kv_heads": 2}),
+        ("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 2}),
+        ("split_latent", [(3, 5, 4)], {"heads": 3, "key": 2, "value": 3}),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(
