@@ -94,6 +94,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     elif index.exists():
         weight_map = _read_index(index, kind)
         paths = tuple(folder / name for name in dict.fromkeys(weight_map.values()))
+        others = kind.files(folder)
+        if others and not any(path.exists() for path in paths):
+            # quantizers copy the index of their source, and name their own files otherwise
+            notes.append(f"{index.name} is ignored, since none of the files that it names is there, and others are")
+            weight_map, paths = None, others
+            _check_parts(folder, paths)
         _demand(f"that {index.name} names", [path for path in paths if not path.exists()])
     else:
         paths = kind.files(folder)

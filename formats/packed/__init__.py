@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from .awq import PACKING as AWQ
 from .base import Packing, Unpacked
+from .exl2 import PACKING as EXL2
 from .gptq import PACKING as GPTQ
 
 __all__ = ["PACKINGS", "Packing", "Unpacked"]
 
 # asked in this order; the first that recognises a folder unpacks it
-PACKINGS: tuple[Packing, ...] = (GPTQ,)
+PACKINGS: tuple[Packing, ...] = (EXL2, GPTQ, AWQ)

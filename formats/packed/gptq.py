@@ -10,6 +10,7 @@ least significant first::
 
     weight[n, k] = scales[g, n] * (q[k, n] - z[g, n])        g = g_idx[k]
 
+Where the settings say that the model is symmetric, all zero points are 2^(b - 1), which tells the two formats apart whatever they are called.
 Weights are computed in float32, in which they are exact; runtimes that multiply in float16 round them. The planar form "gptq_p" splits the bits
 of 3-, 5-, 6- and 7-bit codes into planes of 4, 2 and 1 bits.
 """
@@ -17,7 +18,7 @@ of 3-, 5-, 6- and 7-bit codes into planes of 4, 2 and 1 bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ...quantizers.base import Encoding
 from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
-from .access import as_float32, column_block, column_slab, expect, whole
+from .access import as_float32, column_block, column_slab, expect, row_slab, whole
 from .affine import dequantize
 from .base import Packing, Unpacked, group_size_setting, method, modules_with, quantization, setting
 from .bits import unpack_planes, unpack_stream
@@ -172,7 +173,23 @@ def _settings(
         )
     bits = setting(config, "bits", "w_bit", allowed=_PLANAR_BITS if layout == "gptq_p" else _STREAM_BITS)
     group_size = group_size_setting(config, "group_size", "q_group_size")
-    return _Settings(bits, group_size, layout, bool(found.get("dynamic"))), ()
+    settings = _Settings(bits, group_size, layout, bool(found.get("dynamic")))
+    first = next(iter(packed.values()))
+    held = _symmetric_layout(first[".qzeros"], bits) if found.get("sym") is True and layout != "gptq_p" else layout
+    if held in (None, layout):
+        return settings, ()
+    note = f"its zero points are those of the format {held}, so it is read as that, not as {layout} as the settings say"
+    return replace(settings, layout=held), (note,)
+
+
+def _symmetric_layout(qzeros: StoredTensor, bits: int | None) -> str | None:
+    """Return the format whose zero points these are, given that all of them stand for the middle code; None where they are of neither."""
+    if bits is None or qzeros.dtype != "I32" or len(qzeros.shape) != 2 or not all(qzeros.shape):
+        return None
+    row = row_slab(qzeros, 0, 1).view(np.uint8)
+    stored = unpack_stream(row, bits, row.size * 8 // bits)
+    middle = 1 << (bits - 1)
+    return {middle - 1: "gptq", middle: "gptq_v2"}.get(int(stored[0, 0])) if (stored == stored[0, 0]).all() else None
 
 
 def _module(parts: Mapping[str, StoredTensor], settings: _Settings) -> _Module:

@@ -17,10 +17,18 @@ from huggingface_folder import (
     architecture_named,
     hf_shapes,
     random_weights,
+    safetensors_bytes,
     stored,
     write_folder,
 )
 from numpy.typing import NDArray
+from qconv_encodings import ENCODINGS
+
+from qconv.formats.base import Tensor
+from qconv.formats.huggingface.safetensors import read_header
+from qconv.formats.packed import Packing, Unpacked
+from qconv.formats.positional import PositionalFile
+from qconv.formats.stored import StoredTensor
 
 Floats = NDArray[np.float32]
 
@@ -78,7 +86,6 @@ def gptq(
     with_g_idx: bool = True,
     sym: bool = False,
     scales_dtype: str = "F16",
-    pad_rows: Any = None,
 ) -> Packer:
     """Return a packer of GPTQ; the codes are the nearest ones, which is all that a reader can tell."""
 
@@ -128,8 +135,121 @@ def _rounded(value: float, dtype: str) -> np.float32:
     if dtype == "F16":
         return np.float32(np.float16(value))
     if dtype == "BF16":
-        return np.array([value], np.float32).view(np.uint32).__and__(0xFFFF0000).view(np.float32)[0]
+        return np.float32((np.array([value], np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)[0])
     return np.float32(value)
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each nibble of a word
+
+
+def _affine(weights: Floats, group_size: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
+    """Return codes (out, in), zero points and float16 scales (out, groups), and the weights that they stand for."""
+    outputs, inputs = weights.shape
+    count = -(-inputs // group_size)
+    codes = np.zeros(weights.shape, np.int64)
+    zeros, scales = np.zeros((outputs, count), np.int64), np.zeros((outputs, count), np.float32)
+    exact = np.zeros(weights.shape, np.float32)
+    for n in range(outputs):
+        for g in range(count):
+            part = slice(g * group_size, (g + 1) * group_size)
+            low, high = min(weights[n, part].min(), 0.0), max(weights[n, part].max(), 0.0)
+            scale = np.float32(np.float16(max(high - low, 1e-3) / top))
+            scales[n, g], zeros[n, g] = scale, min(top, max(0, round(-low / scale)))
+            for k in range(part.start, min(part.stop, inputs)):
+                codes[n, k] = min(top, max(0, round(float(weights[n, k]) / scale) + zeros[n, g]))
+                exact[n, k] = scale * np.float32(codes[n, k] - zeros[n, g])
+    return codes, zeros, scales, exact
+
+
+def awq_gemm(group_size: int) -> Packer:
+    """Return a packer of AWQ's version gemm: eight outputs in a word, evens before odds."""
+
+    def words(rows: NDArray[np.int64]) -> list[list[int]]:
+        return [
+            [
+                sum(int(row[start + column]) << (4 * nibble) for nibble, column in enumerate(AWQ_ORDER))
+                for start in range(0, len(row), 8)
+            ]
+            for row in rows
+        ]
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        codes, zeros, scales, exact = _affine(weights, group_size, 15)
+        tensors = {".qweight": int32(words(codes.T)), ".qzeros": int32(words(zeros.T)), ".scales": float16(scales.T)}
+        return PackedLayer(tensors, exact)
+
+    return pack
+
+
+def awq_gemv(group_size: int) -> Packer:
+    """Return a packer of AWQ's version gemv: eight inputs in a word, and a padded number of groups."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        codes, zeros, scales, exact = _affine(weights, group_size, 15)
+        outputs, count = zeros.shape
+        zero_words = -(-count // 8)
+        if group_size < 128:
+            zero_words = -(-zero_words // (128 // group_size)) * (128 // group_size)
+        padded_zeros = np.concatenate([zeros, rng.integers(0, 16, (outputs, zero_words * 8 - count))], axis=1)
+        padded_scales = np.full((outputs, zero_words * 8), np.nan, np.float32)
+        padded_scales[:, :count] = scales
+        tensors = {
+            ".qweight": int32([words_of(row.tolist(), 4) for row in codes]),
+            ".qzeros": int32([words_of(row.tolist(), 4) for row in padded_zeros]),
+            ".scales": float16(padded_scales),
+        }
+        return PackedLayer(tensors, exact)
+
+    return pack
+
+
+def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0) -> Packer:
+    """Return a packer of EXL2; ``groups`` gives (bits, inputs) of each group for a number of inputs.
+
+    ``scale`` multiplies the largest scales: small ones make the float16 steps subnormal. Outputs are padded to 32.
+    """
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = weights.shape
+        padded = -(-outputs // 32) * 32
+        perm = rng.permutation(inputs)
+        words: list[list[int]] = []
+        pairs, roots, largest = [], [], []
+        values = np.zeros((inputs, padded), np.float16)  # in packed order
+        done = 0
+        for bits, size in groups(inputs):
+            pairs += [bits, len(words)]
+            half = 1 << (bits - 1)
+            maximum = np.float16(scale * rng.uniform(0.5, 1.0) / half)
+            step = np.float16(float(maximum) / 256)
+            root = rng.integers(0, 16, padded)
+            codes = rng.integers(0, 2 * half, (size, padded))
+            codes[:, outputs:] = half
+            for n in range(padded):
+                factor = np.float16(float((int(root[n]) + 1) ** 2) * float(step))
+                for k in range(size):
+                    values[done + k, n] = np.float16(float(int(codes[k, n]) - half) * float(factor))
+            words += np.array([words_of(codes[:, n].tolist(), bits) for n in range(padded)]).T.tolist()
+            roots.append(words_of(root.tolist(), 4))
+            largest.append(maximum)
+            done += size
+        assert done == inputs
+        inverse = [0] * inputs
+        for row, original in enumerate(perm):
+            inverse[original] = row
+        exact = np.zeros((outputs, inputs), np.float32)
+        for k in range(inputs):
+            exact[:, k] = values[inverse[k], :outputs]
+        tensors = {
+            ".q_weight": int32(words),
+            ".q_scale": int32(roots),
+            ".q_scale_max": float16(np.array(largest, np.float16)),
+            ".q_groups": ("I16", (len(pairs),), np.array(pairs, "<i2").tobytes()),
+            ".q_invperm": int32(np.array(inverse, np.uint32)),
+        }
+        return PackedLayer(tensors, exact)
+
+    return pack
 
 
 def is_linear(name: str) -> bool:
@@ -173,3 +293,22 @@ def packed_model(
     tensors, truth = packed_tensors(weights, pack)
     write_folder(folder, full | ({} if settings is None else {"quantization_config": dict(settings)}), tensors)
     return truth
+
+
+def checkpoint_of(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, StoredTensor]:
+    """Write one safetensors file and return its tensors; the file stays open until they are gone."""
+    path = folder / "model.safetensors"
+    path.write_bytes(safetensors_bytes(tensors))
+    return read_header(PositionalFile(path))[0]
+
+
+def unpacked(folder: Path, packing: Packing, layer: Mapping[str, Stored], settings: Mapping[str, Any]) -> Unpacked:
+    """Return what a packing makes of the one layer ``x``, given by suffix."""
+    tensors = checkpoint_of(folder, {f"x{suffix}": value for suffix, value in layer.items()})
+    return packing.unpack(tensors, {"quantization_config": dict(settings)}, ENCODINGS)
+
+
+def rows_of(tensor: Tensor | StoredTensor) -> Floats:
+    """Return all rows of an unpacked tensor."""
+    assert isinstance(tensor, Tensor)
+    return tensor.rows(0, tensor.row_count)
