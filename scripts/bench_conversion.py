@@ -165,6 +165,45 @@ def bench_copy(folder: Path, found: dict[str, float]) -> None:
     shutil.rmtree(source)
 
 
+def bench_split(folder: Path, found: dict[str, float]) -> None:
+    """``qconv split`` and ``qconv merge`` of a GGUF of 4 GB, with and without digests in the source, beside ``cp``: medians of interleaved runs."""
+    source = make_folder(LARGE, folder)
+    whole, bare, part = folder / "whole.gguf", folder / "bare.gguf", folder / "part-00001-of-00003.gguf"
+    run([*QCONV, "hf-to-gguf", str(source), "-o", str(whole), "--type", "bf16"])
+    run([*QCONV, "hf-to-gguf", str(source), "-o", str(bare), "--type", "bf16", "--no-digests"])
+    shutil.rmtree(source)
+    size = whole.stat().st_size
+
+    def copy() -> float:
+        seconds = run(["cp", str(whole), str(folder / "copy.gguf")])[0]
+        (folder / "copy.gguf").unlink()
+        return seconds
+
+    def split(origin: Path) -> float:
+        for path in folder.glob("part-*"):
+            path.unlink()
+        return run([*QCONV, "split", str(origin), str(folder / "part"), "--max-size", str(size // 5 * 2)])[0]
+
+    def merge() -> float:
+        seconds = run([*QCONV, "merge", str(part), str(folder / "merged.gguf")])[0]
+        (folder / "merged.gguf").unlink()
+        return seconds
+
+    labels = ("cp", "split", "merge, which verifies first", "split without digests, which adds them")
+    rounds = [(copy(), split(whole), merge(), split(bare)) for _ in range(5)]
+    copied, *others = (statistics.median(column) for column in zip(*rounds, strict=True))
+    found["split: model GB"] = size / 1e9
+    found["split: cp, MB/s"] = size / copied / 1e6
+    for label, seconds in zip(labels[1:], others, strict=True):
+        found[f"split: {label}, MB/s"] = size / seconds / 1e6
+        found[f"split: {label}, ratio to cp (bar 0.5)"] = copied / seconds
+    found["split: split, peak anonymous memory, MB (bar 600)"] = (
+        run([*QCONV, "split", str(whole), str(folder / "part"), "--max-size", str(size // 5 * 2), "--force"])[1] / 1e6
+    )
+    for path in (whole, bare, *folder.glob("part-*")):
+        path.unlink()
+
+
 def make_imatrix(source: Path, path: Path) -> None:
     """Write an importance matrix of log-normal values for every matrix of the blocks of a GGUF file."""
     import qconv
@@ -228,7 +267,13 @@ def bench_start(folder: Path, found: dict[str, float]) -> None:
     output.unlink()
 
 
-BENCHES = {"start": bench_start, "quantize": bench_quantize, "requantize": bench_requantize, "copy": bench_copy}
+BENCHES = {
+    "start": bench_start,
+    "quantize": bench_quantize,
+    "requantize": bench_requantize,
+    "copy": bench_copy,
+    "split": bench_split,
+}
 
 
 def main() -> None:

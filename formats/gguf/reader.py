@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
     from ..base import OpenContext
 
-__all__ = ["OpenPart", "open_gguf", "open_parts"]
+__all__ = ["OpenPart", "build_model", "open_gguf", "open_parts"]
 
 OpenPart = tuple[PositionalFile, Header]
+
+_MOST_NAMED = 5  # missing parts in a message
 
 
 def open_gguf(path: Path, context: OpenContext) -> Model:
@@ -41,17 +44,22 @@ def open_gguf(path: Path, context: OpenContext) -> Model:
     """
     with ExitStack() as stack:
         parts = open_parts(path, context.encodings, stack, first_only=context.vocabulary_only)
-        header = parts[0][1]
-        notes = check_metadata(header.metadata, path)
-        tensors: dict[str, Tensor] = {}
-        for number, (file, part) in enumerate(() if context.vocabulary_only else parts):
-            for record in part.tensors:
-                if record.name in tensors:
-                    raise FormatError("another part has a tensor of this name", path=file.path, tensor=record.name)
-                tensors[record.name] = _tensor(file, part, record, number)
-        check_names(tensors, path)
-        _check_total(header, len(tensors), len(parts), path)
-        opened = stack.pop_all()
+        model = build_model(path, parts, context.vocabulary_only)
+        return replace(model, close=stack.pop_all().close)
+
+
+def build_model(path: Path, parts: Sequence[OpenPart], vocabulary_only: bool = False) -> Model:
+    """Return the Model of parts that :func:`open_parts` opened, whose files stay the caller's to close; raises FormatError."""
+    header = parts[0][1]
+    notes = check_metadata(header.metadata, path)
+    tensors: dict[str, Tensor] = {}
+    for number, (file, part) in enumerate(() if vocabulary_only else parts):
+        for record in part.tensors:
+            if record.name in tensors:
+                raise FormatError("another part has a tensor of this name", path=file.path, tensor=record.name)
+            tensors[record.name] = _tensor(file, part, record, number)
+    check_names(tensors, path)
+    _check_total(header, len(tensors), len(parts), path)
     return Model(
         path=path,
         format="gguf",
@@ -59,7 +67,6 @@ def open_gguf(path: Path, context: OpenContext) -> Model:
         tensors=MappingProxyType(tensors),
         files=tuple(file.path for file, _ in parts),
         notes=notes,
-        close=opened.close,
         container=MappingProxyType(
             {
                 "version": header.version,
@@ -92,14 +99,19 @@ def open_parts(
             path=path,
             remedy=f"Rename it to {part_path(path, number + 1, count).name}.",
         )
-    if number:
+    absent = [no for no in range(1, count + 1) if not part_path(path, no, count).exists()]
+    if number and 1 not in absent:
         raise FormatError(
             f"it is part {number + 1} of {count}, and the metadata are in the first",
             path=path,
             remedy=f"Open {part_path(path, 1, count).name} instead.",
         )
+    if number:
+        raise _missing(path, number, absent, count)
     if first_only:
         return (first,)
+    if absent:
+        raise _missing(path, 0, absent, count)
     return (first, *(_open_follower(path, no, count, encodings, stack) for no in range(2, count + 1)))
 
 
@@ -117,16 +129,25 @@ def _count(header: Header) -> int | None:
     return None if count is None or count < 2 else count
 
 
+def _missing(path: Path, number: int, absent: Sequence[int], count: int) -> MissingFileError:
+    """Return the error about part ``number`` (from zero) that names every part that is not beside it."""
+    more = " …" if len(absent) > _MOST_NAMED else ""
+    numbers = ", ".join(map(str, absent[:_MOST_NAMED])) + more
+    names = ", ".join(part_path(path, no, count).name for no in absent[:_MOST_NAMED]) + more
+    missing = f"part {numbers} of {count} is missing" if len(absent) == 1 else f"parts {numbers} of {count} are missing"
+    if number:
+        missing = f"it is part {number + 1} of {count} and no model by itself; {missing}"
+    alone = len(absent) == 1 and not number
+    return MissingFileError(
+        missing, path=part_path(path, absent[0], count) if alone else path, remedy=f"Put {names} beside {path.name}."
+    )
+
+
 def _open_follower(
     first: Path, number: int, count: int, encodings: Mapping[str, Encoding], stack: ExitStack
 ) -> OpenPart:
     path = part_path(first, number, count)
-    try:
-        part = _open(path, encodings, stack)
-    except MissingFileError:
-        raise MissingFileError(
-            f"part {number} of {count} is missing", path=path, remedy=f"Put it beside {first.name}."
-        ) from None
+    part = _open(path, encodings, stack)
     metadata = part[1].metadata
     for key, wanted in ((c.SPLIT_NO_KEY, number - 1), (c.SPLIT_COUNT_KEY, count)):
         found = get_integer(metadata, key, path)

@@ -7,7 +7,7 @@ last tensor's padding does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,9 +23,19 @@ from ..getters import get_string, get_strings
 from ..positional import PositionalFile
 from . import constants as c
 from .header import Header, TensorRecord
-from .reader import open_parts
+from .reader import OpenPart, open_parts
 
-__all__ = ["PartCheck", "TensorCheck", "VerifyReport", "verify_gguf"]
+__all__ = [
+    "PartCheck",
+    "RecordedDigests",
+    "TensorCheck",
+    "VerifyReport",
+    "expected_size",
+    "header_digest",
+    "read_digests",
+    "verify_gguf",
+    "verify_parts",
+]
 
 _SLAB = 2**22
 
@@ -62,6 +72,18 @@ class PartCheck:
         """Whether every byte is as it was written."""
         return self.header_ok and self.padding_ok and self.size_ok and all(tensor.ok for tensor in self.tensors)
 
+    def problems(self) -> Iterator[str]:
+        """One sentence per thing that is wrong, in file order."""
+        if not self.header_ok:
+            yield f"{self.path}: the header differs from its digest"
+        for tensor in self.tensors:
+            if not tensor.ok:
+                yield f"{self.path}: tensor {tensor.name} differs from its digest"
+        if not self.padding_ok:
+            yield f"{self.path}: padding between tensors is not zero"
+        if not self.size_ok:
+            yield f"{self.path}: the file does not end where its last tensor does"
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
@@ -95,19 +117,7 @@ class VerifyReport:
 
     def problems(self) -> tuple[str, ...]:
         """One sentence per thing that is wrong, in file order."""
-        return tuple(problem for part in self.parts for problem in _problems(part))
-
-
-def _problems(part: PartCheck) -> Iterator[str]:
-    if not part.header_ok:
-        yield f"{part.path}: the header differs from its digest"
-    for tensor in part.tensors:
-        if not tensor.ok:
-            yield f"{part.path}: tensor {tensor.name} differs from its digest"
-    if not part.padding_ok:
-        yield f"{part.path}: padding between tensors is not zero"
-    if not part.size_ok:
-        yield f"{part.path}: the file does not end where its last tensor does"
+        return tuple(problem for part in self.parts for problem in part.problems())
 
 
 def verify_gguf(
@@ -127,10 +137,17 @@ def verify_gguf(
     Raises VerificationError where a part carries no digests, FormatError where damage leaves a header unreadable.
     """
     known = {encoding.name: encoding for encoding in BUILT_IN} if encodings is None else encodings
+    with ExitStack() as stack:
+        return VerifyReport(path, verify_parts(open_parts(path, known, stack), progress, threads))
+
+
+def verify_parts(
+    parts: Sequence[OpenPart], progress: Callable[[int], None] | None = None, threads: int | None = None
+) -> tuple[PartCheck, ...]:
+    """Hash parts that :func:`open_parts` opened; arguments and errors are those of :func:`verify_gguf`."""
     report = _Progress(progress)
     with ExitStack() as stack:
-        parts = open_parts(path, known, stack)
-        recorded = [_recorded(header) for _, header in parts]
+        recorded = [_present(header) for _, header in parts]
         pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
         stack.callback(pool.shutdown, cancel_futures=True)
         # The longest first, so that no thread starts a long one when the others are done.
@@ -142,44 +159,50 @@ def verify_gguf(
         found = dict(
             zip((job[1].name for job in jobs), pool.map(lambda job: _hash(job[0], job[1], report), jobs), strict=True)
         )
-        return VerifyReport(
-            path, tuple(_check(*part, digests, found) for part, digests in zip(parts, recorded, strict=True))
-        )
+        return tuple(_check(*part, digests, found) for part, digests in zip(parts, recorded, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
+class RecordedDigests:
     """The digests that a part carries: its header's, and its tensors' in file order."""
 
     header: str
     tensors: tuple[str, ...]
 
 
-def _recorded(header: Header) -> _Recorded:
+def read_digests(header: Header) -> RecordedDigests | None:
+    """Return the digests that a part carries, None where it has none; raises VerificationError where they are damaged."""
     algorithm = get_string(header.metadata, c.DIGEST_ALGORITHM_KEY, header.path)
     own = get_string(header.metadata, c.DIGEST_HEADER_KEY, header.path)
     tensors = get_strings(header.metadata, c.DIGEST_TENSORS_KEY, header.path)
     if algorithm is None and own is None and tensors is None:
-        raise VerificationError(
-            "the file carries no digests, so there is nothing to compare its bytes with",
-            path=header.path,
-            remedy="Files that qconv writes carry them: convert or quantize the model again.",
-        )
+        return None
     if algorithm != c.DIGEST_ALGORITHM or own is None or len(own) != c.HEX_DIGITS or tensors is None:
         raise VerificationError("the digests that the file should carry are incomplete or damaged", path=header.path)
     if len(tensors) != len(header.tensors):
         raise VerificationError(
             f"the file carries digests of {len(tensors)} tensors, but has {len(header.tensors)}", path=header.path
         )
-    return _Recorded(own, tuple(tensors))
+    return RecordedDigests(own, tuple(tensors))
 
 
-def _check(file: PositionalFile, header: Header, recorded: _Recorded, found: Mapping[str, str]) -> PartCheck:
+def _present(header: Header) -> RecordedDigests:
+    found = read_digests(header)
+    if found is None:
+        raise VerificationError(
+            "the file carries no digests, so there is nothing to compare its bytes with",
+            path=header.path,
+            remedy="Files that qconv writes carry them: convert or quantize the model again.",
+        )
+    return found
+
+
+def _check(file: PositionalFile, header: Header, recorded: RecordedDigests, found: Mapping[str, str]) -> PartCheck:
     return PartCheck(
         path=file.path,
-        header_ok=_hash_header(file, header) == recorded.header,
+        header_ok=header_digest(file, header) == recorded.header,
         padding_ok=all(_is_zero(file, start, stop) for start, stop in _gaps(header)),
-        size_ok=file.size == _expected_size(header),
+        size_ok=file.size == expected_size(header),
         tensors=tuple(
             TensorCheck(tensor.name, tensor.nbytes, found[tensor.name] == digest)
             for tensor, digest in zip(header.tensors, recorded.tensors, strict=True)
@@ -187,7 +210,8 @@ def _check(file: PositionalFile, header: Header, recorded: _Recorded, found: Map
     )
 
 
-def _hash_header(file: PositionalFile, header: Header) -> str:
+def header_digest(file: PositionalFile, header: Header) -> str:
+    """Return the digest that a header with digests should carry."""
     data = bytearray(file.read(0, min(header.data_start, file.size)))
     start = header.value_offsets[c.DIGEST_HEADER_KEY] + 8  # behind the string's length
     data[start : start + c.HEX_DIGITS] = b"0" * c.HEX_DIGITS
@@ -218,7 +242,8 @@ def _is_zero(file: PositionalFile, start: int, stop: int) -> bool:
     return all(not any(file.read(at, min(_SLAB, stop - at))) for at in range(start, stop, _SLAB))
 
 
-def _expected_size(header: Header) -> int:
+def expected_size(header: Header) -> int:
+    """Return the bytes of a whole file with this header, padding after the last tensor included."""
     end = max((tensor.offset + tensor.nbytes for tensor in header.tensors), default=header.data_start)
     return c.padded(end, header.alignment)
 

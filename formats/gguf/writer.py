@@ -25,7 +25,7 @@ from . import constants as c
 from .names import part_path
 from .serialize import serialize_field, serialize_preamble, serialize_record
 
-__all__ = ["lay_out_gguf"]
+__all__ = ["lay_out_gguf", "lay_out_parts"]
 
 _BLANK = "0" * c.HEX_DIGITS
 
@@ -40,6 +40,24 @@ def lay_out_gguf(
 
     Raises UsageError for options that make no sense, OutputError for what GGUF cannot hold.
     """
+    return _lay_out(path, metadata, tensors, options, always_numbered=False)
+
+
+def lay_out_parts(
+    path: Path, metadata: Mapping[str, Field], tensors: Sequence[OutputTensor], options: WriteOptions
+) -> Layout:
+    """Return the same as :func:`lay_out_gguf`, but with the name and the keys of parts even where one is enough, as gguf-split does."""
+    return _lay_out(path, metadata, tensors, options, always_numbered=True)
+
+
+def _lay_out(
+    path: Path,
+    metadata: Mapping[str, Field],
+    tensors: Sequence[OutputTensor],
+    options: WriteOptions,
+    *,
+    always_numbered: bool,
+) -> Layout:
     alignment = _choose_alignment(metadata, options)
     _refuse_duplicates(tensors)
     groups = _group(tensors, alignment, options)
@@ -56,7 +74,7 @@ def lay_out_gguf(
         if alignment != c.DEFAULT_ALIGNMENT:
             fields[c.ALIGNMENT_KEY] = uint32(alignment)
         target = path
-        if len(groups) > 1:
+        if len(groups) > 1 or always_numbered:
             target = part_path(path, number + 1, len(groups))
             fields[c.SPLIT_NO_KEY] = Field(ValueType.UINT16, number)
             fields[c.SPLIT_COUNT_KEY] = Field(ValueType.UINT16, len(groups))
