@@ -7,13 +7,13 @@ writes the headers and records, waits until the disk has everything, and renames
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ..errors import DiskFullError, OutputError, OutputExistsError
@@ -218,9 +218,13 @@ class OutputFiles:
         parts = (self.layout if layout is None else layout).parts
         try:
             self._flusher.close()
-            for part, descriptor in zip(parts, self._descriptors, strict=True):
+            for part, path, descriptor in zip(parts, self._paths, self._descriptors, strict=True):
                 for offset, record in ((0, part.header(digests)), *part.records):
                     write_at(descriptor, memoryview(record), offset)
+                if part.finish is not None:
+                    with closing(PositionalFile(path)) as written:
+                        for offset, record in part.finish(written.read):
+                            write_at(descriptor, memoryview(record), offset)
                 os.fsync(descriptor)
         except OSError as error:
             self.discard()
@@ -247,7 +251,7 @@ class OutputFiles:
         self.journal.remove()
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):  # nothing of it is to be sealed any more, or the seal has raised it
+        with suppress(OSError):  # nothing of it is to be sealed any more, or the seal has raised it
             self._flusher.close()
         for descriptor in self._descriptors:
             os.close(descriptor)

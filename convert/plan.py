@@ -156,7 +156,7 @@ def make_plan(
     asked = COPY if settings.type_name.lower() == "auto" else settings.type_name
     recipe, file_type = type_for(target, asked), None
     if target.mixtures:
-        found = find_recipe(asked)
+        found = find_recipe(asked, encodings)
         recipe, file_type = found.name, found.file_type
     entries = frozenset(importance.entries) if importance is not None else frozenset()
     request = RecipeRequest(
@@ -184,7 +184,7 @@ def make_plan(
     if settings.keep_split:
         write = replace(write, part_of={tensor.name: tensor.part for tensor in ordered})
     lay_out = partial(_lay_out, target.lay_out, output, [step.target for step in steps], write)
-    unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request)]
+    unused = [f"--tensor-type {pattern!r} matches no tensor" for pattern in unmatched_rules(infos, request, encodings)]
     return Plan(
         model=model,
         target=target.name,

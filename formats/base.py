@@ -161,6 +161,8 @@ class Part:
         header: given the lower-case hexadecimal SHA-256 of each placed tensor by name, returns the bytes to write at offset 0.
             Their number does not depend on the digests.
         records: offsets and bytes that a format without an index puts between its tensors.
+        finish: given ``read(offset, count)`` of everything above, as written, returns more offsets and bytes: for a format with checksums of
+            its own. Their places do not depend on what is read.
     """
 
     path: Path
@@ -168,6 +170,7 @@ class Part:
     placements: tuple[Placement, ...]
     header: Callable[[Mapping[str, str]], bytes]
     records: tuple[tuple[int, bytes], ...] = ()
+    finish: Callable[[Callable[[int, int], bytes]], Sequence[tuple[int, bytes]]] | None = None
 
 
 @dataclass(frozen=True)

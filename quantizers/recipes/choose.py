@@ -54,7 +54,7 @@ def choose_types(
     Raises UnknownTypeError for names that do not exist, UsageError for a bad pattern, and EncodingError for a tensor that is quantized
     already, for a block that does not fit with ``no_fallback``, and for what llama.cpp refuses with ``compat``.
     """
-    recipe = find_recipe(request.type)
+    recipe = find_recipe(request.type, encodings)
     chooser = _Chooser(recipe, model, request, encodings, Overrides.read(request, encodings), _tied(tensors))
     settled = {tensor.name: chooser.settled(tensor) for tensor in tensors}
     places = chooser.places([tensor for tensor in tensors if settled[tensor.name] is None], tensors)
@@ -295,9 +295,11 @@ def _and_others(found: Sequence[object]) -> str:
     return f", and so for {len(found) - 1} more tensors" if len(found) > 1 else ""
 
 
-def unmatched_rules(tensors: Sequence[TensorInfo], request: RecipeRequest) -> list[str]:
+def unmatched_rules(
+    tensors: Sequence[TensorInfo], request: RecipeRequest, encodings: Mapping[str, Encoding] = _CATALOG
+) -> list[str]:
     """Return the patterns of ``request.tensor_rules`` that no tensor's name fits: most likely misspelt."""
-    rules = Overrides.read(request, _CATALOG).rules
+    rules = Overrides.read(request, encodings).rules
     return [rule.text for rule in rules if not any(rule.pattern.search(tensor.name) for tensor in tensors)]
 
 
@@ -307,7 +309,7 @@ def without_importance(choices: Sequence[Choice], request: RecipeRequest) -> lis
     Encodings of fewer than about three bits do, and so does Q2_K in a Q2_K_S file; never the embeddings and the output matrix,
     for which importance is not measured.
     """
-    needed = _NEED_IMPORTANCE | ({"Q2_K"} if find_recipe(request.type).name == "Q2_K_S" else set())
+    needed = _NEED_IMPORTANCE | ({"Q2_K"} if request.type.upper() == "Q2_K_S" else set())
     return [
         choice
         for choice in choices

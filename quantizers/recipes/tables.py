@@ -15,9 +15,12 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ...errors import UnknownTypeError
+
+if TYPE_CHECKING:
+    from ..base import Encoding
 
 __all__ = [
     "ALIASES",
@@ -129,9 +132,10 @@ def never_quantized() -> NeverQuantized:
     return NeverQuantized(frozenset(row["equals"]), tuple(row["contains"]), MappingProxyType(per_architecture))
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, encodings: Mapping[str, Encoding] = MappingProxyType({})) -> Recipe:
     """Return the recipe called ``name``, in any case, by an alias or by its ``general.file_type`` number.
 
+    A name of ``encodings`` that is no recipe, such as a plugin's, gives one that uses this encoding for every weight matrix.
     Raises UnknownTypeError, with the nearest names.
 
     >>> find_recipe("q4_k").name
@@ -143,6 +147,8 @@ def find_recipe(name: str) -> Recipe:
         if upper.isdigit() and recipe.file_type == int(upper):
             return recipe
     found = known.get(ALIASES.get(upper, upper))
+    if found is None and upper in encodings and encodings[upper].load is not None:
+        return Recipe(upper, None, f"{upper} throughout", upper, MappingProxyType({}), output=upper, embedding=upper)
     if found is None:
         raise nearest(name, [*known, *ALIASES], "type", "`qconv types` lists all.")
     return found
