@@ -196,9 +196,9 @@ def _groups(q_groups: StoredTensor, words: int, inputs: int, q_invperm: str) -> 
         if bits not in _WIDTHS:
             raise refuse(f"group {index} has {bits} bits, not one of {', '.join(map(str, _WIDTHS))}")
         size, rest = divmod((end - first) * _WORD, bits)
-        if end <= first or rest:
+        if not first < end <= words or rest:
             raise refuse(
-                f"group {index} has the rows {first} to {end} of q_weight's {words}, which are no whole number of {bits}-bit weights"
+                f"group {index} has the rows {first} to {end} of q_weight's {words}, which hold no whole number of {bits}-bit weights"
             )
         groups.append(_Group(bits, slice(first, end), slice(done, done + size)))
         done += size

@@ -295,20 +295,34 @@ def packed_model(
     return truth
 
 
-def checkpoint_of(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, StoredTensor]:
-    """Write one safetensors file and return its tensors; the file stays open until they are gone."""
-    path = folder / "model.safetensors"
-    path.write_bytes(safetensors_bytes(tensors))
-    return read_header(PositionalFile(path))[0]
+class Unpacker:
+    """Unpacks layers that it writes to a folder: ``unpack(PACKING, {".qweight": …}, settings).tensors["x.weight"]``."""
+
+    encodings = ENCODINGS
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: list[PositionalFile] = []
+
+    def checkpoint(self, tensors: Mapping[str, Stored]) -> dict[str, StoredTensor]:
+        """Write the tensors to a file of their own and open it."""
+        path = self._folder / f"{len(self._files)}.safetensors"
+        path.write_bytes(safetensors_bytes(tensors))
+        self._files.append(PositionalFile(path))
+        return read_header(self._files[-1])[0]
+
+    def __call__(self, packing: Packing, layer: Mapping[str, Stored], settings: Mapping[str, Any]) -> Unpacked:
+        """Return what the packing makes of the one layer ``x``, given by suffix."""
+        tensors = self.checkpoint({f"x{suffix}": value for suffix, value in layer.items()})
+        return packing.unpack(tensors, {"quantization_config": dict(settings)}, ENCODINGS)
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._files:
+            file.close()
 
 
-def unpacked(folder: Path, packing: Packing, layer: Mapping[str, Stored], settings: Mapping[str, Any]) -> Unpacked:
-    """Return what a packing makes of the one layer ``x``, given by suffix."""
-    tensors = checkpoint_of(folder, {f"x{suffix}": value for suffix, value in layer.items()})
-    return packing.unpack(tensors, {"quantization_config": dict(settings)}, ENCODINGS)
-
-
-def rows_of(tensor: Tensor | StoredTensor) -> Floats:
-    """Return all rows of an unpacked tensor."""
+def rows_of(tensor: Tensor | StoredTensor, start: int = 0, stop: int | None = None) -> Floats:
+    """Return rows of an unpacked tensor."""
     assert isinstance(tensor, Tensor)
-    return tensor.rows(0, tensor.row_count)
+    return tensor.rows(start, tensor.row_count if stop is None else stop)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packed_folders import Unpacker
 from qconv_encodings import ENCODINGS
 
 from qconv.formats.architectures import built_in_architectures
@@ -28,3 +30,11 @@ def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
         return TokenizerResult({"tokenizer.ggml.model": string("none")}, ())
 
     monkeypatch.setattr("qconv.formats.huggingface.reader.read_tokenizer", read)
+
+
+@pytest.fixture
+def unpack(tmp_path: Path) -> Iterator[Unpacker]:
+    """Unpacks single layers, and closes their files."""
+    found = Unpacker(tmp_path)
+    yield found
+    found.close()
