@@ -52,7 +52,8 @@ class EncodingContract:
         if encoding.importance is not ImportanceUse.REQUIRED:
             return None
         random = np.random.default_rng(1)
-        return np.exp(random.standard_normal(rows.shape[1], np.float32), dtype=np.float32)
+        values: NDArray[np.float32] = np.exp(random.standard_normal(rows.shape[1], np.float32))
+        return values
 
     def test_sizes(self, encoding: Encoding, rows: FloatRows, importance: NDArray[np.float32] | None) -> None:
         assert encoding.name == encoding.name.upper()
