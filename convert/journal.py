@@ -11,14 +11,8 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
-from ..errors import BusyError
-
-try:
-    import fcntl
-except ImportError:  # Windows: the open temporary file itself keeps a second writer out
-    fcntl = None  # type: ignore[assignment]  # the module is absent there
+from .locking import open_locked
 
 __all__ = ["Journal"]
 
@@ -37,7 +31,7 @@ class Journal:
         self.path = path
         self.abandoned: tuple[str, ...] = ()
         self._start: dict[str, object] = {"fingerprint": fingerprint, "files": list(files)}
-        self._file = _open_locked(path)
+        self._file = open_locked(path)
         self.digests: dict[str, str] = {}
         self.sealed = False
         self.resumed = False
@@ -82,26 +76,6 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-
-def _open_locked(path: Path) -> IO[str]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise BusyError(
-                "another process is writing this output", path=path, remedy="Wait for it, or choose another output."
-            ) from error
-        try:
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                file.seek(0)
-                return file
-        except FileNotFoundError:
-            pass  # the owner finished and removed it between our open and our lock: open a new one
-        file.close()
 
 
 def _parse(text: str) -> list[dict[str, object]]:

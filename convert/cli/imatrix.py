@@ -67,6 +67,8 @@ def imatrix(
     as_json: options.Json = False,
 ) -> None:
     """Measure how much each input channel of each matrix matters, on texts; merge such measurements; show them."""
+    from contextlib import nullcontext
+
     from ...errors import UsageError
     from ...formats.imatrix import read_imatrix
     from ...formats.imatrix_provenance import merge_provenance, read_provenance
@@ -76,6 +78,7 @@ def imatrix(
     from ...runtime.identity import read_text
     from ...runtime.windows import join
     from ..calibrate import Calibration, checkpoint_path, save_importance
+    from ..locking import sole_writer
     from ..measure import Cut, cut_text, open_subject
     from ..settings import choose
 
@@ -92,24 +95,25 @@ def imatrix(
         refuse_existing(output, force)
     registries = load_plugins().registries()
     files = registries.open_context()
-    found: list[tuple[str, ImportanceMatrix, Provenance | None]] = [
-        (str(path), _true_counts(read_imatrix(path, files), path, context), read_provenance(path, files))
-        for path in merge or ()
-    ]
-    if model is not None and output is not None:
-        texts = [read_text(path) for path in text or ()]
-        cut = Cut(context, None, chunks, parse_special)
-        with open_subject(model, registries, as_arch, pre_tokenizer) as subject:
-            windows = join([cut_text(subject, it, cut) for it in texts])
-            tied = "output.weight" not in subject.model.tensors
-            compatible = compat is not None
-            job = Calibration(subject, texts, windows, compatible, process_output and not (tied and compatible))
-            found.insert(0, (str(model), _measure(job, output, threads, as_json), job.provenance))
-    matrix = add_up([it for _, it, _ in found])
-    provenance = merge_provenance([(name, it) for name, _, it in found])
-    if output is not None:
-        save_importance(output, matrix, provenance, form)
-        checkpoint_path(output).unlink(missing_ok=True)
+    with nullcontext() if output is None else sole_writer(output):
+        found: list[tuple[str, ImportanceMatrix, Provenance | None]] = [
+            (str(path), _true_counts(read_imatrix(path, files), path, context), read_provenance(path, files))
+            for path in merge or ()
+        ]
+        if model is not None and output is not None:
+            texts = [read_text(path) for path in text or ()]
+            cut = Cut(context, None, chunks, parse_special)
+            with open_subject(model, registries, as_arch, pre_tokenizer) as subject:
+                windows = join([cut_text(subject, it, cut) for it in texts])
+                tied = "output.weight" not in subject.model.tensors
+                compatible = compat is not None
+                job = Calibration(subject, texts, windows, compatible, process_output and not (tied and compatible))
+                found.insert(0, (str(model), _measure(job, output, threads, as_json), job.provenance))
+        matrix = add_up([it for _, it, _ in found])
+        provenance = merge_provenance([(name, it) for name, _, it in found])
+        if output is not None:
+            save_importance(output, matrix, provenance, form)
+            checkpoint_path(output).unlink(missing_ok=True)
     _show(matrix, provenance, output, show_statistics, min_tokens, as_json)
 
 

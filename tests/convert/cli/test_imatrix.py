@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from run_cli import Cli
 
 from qconv.convert import calibrate
 from qconv.convert.calibrate import checkpoint_path
+from qconv.convert.locking import lock_path, sole_writer
+from qconv.errors import BusyError
 from qconv.formats.imatrix import read_imatrix
 from qconv.runtime.forward import forward
 
@@ -113,6 +117,34 @@ def test_a_checkpoint_of_another_job_or_a_damaged_one_is_not_used(
     checkpoint_path(other).write_bytes(damage)
     make(cli, example_model, other)
     assert fresh.read_bytes() == other.read_bytes()
+
+
+def test_a_second_process_is_kept_out(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "i.gguf"
+    words = ("imatrix", example_model, "--text", PROSE, *CUT, "-o", output)
+    with sole_writer(output):
+        done = cli(*words)
+        assert (done.code, output.exists()) == (1, False)
+        assert "another process is writing this output" in done.err
+        assert "i.gguf.qconv-lock" in done.err
+    assert cli(*words).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_what_a_killed_process_left_keeps_nobody_out(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "i.gguf"
+    held = "import sys; from pathlib import Path; from qconv.convert.locking import open_locked; "
+    held += "file = open_locked(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", held, str(lock_path(output))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError), sole_writer(output):
+            pass
+        process.kill()
+    assert lock_path(output).exists()
+    make(cli, example_model, output)
+    assert not lock_path(output).exists()
 
 
 def test_merging_needs_files_alone(cli: Cli, example_model: Path, tmp_path: Path) -> None:
