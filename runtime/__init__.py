@@ -7,21 +7,28 @@ a model larger than memory runs::
     for found in forward(network, [tokens]):
         found.logits                                     # float32 (positions, vocabulary)
 
-================= ==========================================================================================
-``configuration`` what the metadata and the architecture's description say: sizes, scales, windows, rotary settings
-``network``       every tensor in its place, names and shapes checked before a weight is read
-``weights``       matrices as slabs of rows, decoded ahead of their use by a pool of threads
-``forward``       the pass: embedding, blocks, logits where they are asked for
-``block``         one block: attention and feed-forward around the residual stream
-``attention``     causal attention by tiles, with running maxima and sums
-``rope``          rotary positions
-``feed_forward``  gated and plain feed-forward, mixtures of experts
-``elementwise``   norms, activations, softmax
-``head``          output norm and logits, in slabs of the vocabulary
-``cache``         keys and values of earlier positions
-``hooks``         what a pass tells whoever collects statistics or compares two models
-``tokenizer``     text to tokens and back, from the metadata of any model
-================= ==========================================================================================
+==================== =======================================================================================
+``configuration``    what the metadata and the architecture's description say: sizes, scales, windows, routing
+``rope_settings``    what the metadata say of rotary positions
+``network``          every tensor in its place, names and shapes checked before a weight is read
+``layers``           what a block is made of; ``build`` finds its tensors, ``place`` looks them up
+``weights``          matrices as slabs of rows, decoded ahead of their use by a pool of threads
+``forward``          the pass: embedding, blocks, logits where they are asked for
+``run``              what all blocks of a pass share
+``block``            one block: attention and feed-forward around the residual stream
+``self_attention``   attention with keys and values for every head or group of heads
+``latent_attention`` attention with keys and values from one short vector
+``attention``        causal attention by tiles, with running maxima and sums
+``rope``             rotary positions
+``feed_forward``     gated and plain feed-forward, mixtures of experts
+``norms``            norms with a model's weights
+``elementwise``      norms, activations, softmax
+``head``             output norm and logits, in slabs of the vocabulary
+``cache``            keys and values of earlier positions
+``hooks``            what a pass tells whoever collects statistics or compares two models
+``stages``           a pass in stages, with the streams in the caller's hands
+``tokenizer``        text to tokens and back, from the metadata of any model
+==================== =======================================================================================
 
 What makes text with it:
 

@@ -29,18 +29,20 @@ def attend(
     scale: float,
     cap: float | None = None,
     window: int | None = None,
+    sinks: Floats | None = None,
     query_tile: int = _QUERY_TILE,
     key_tile: int = _KEY_TILE,
 ) -> None:
-    """Fill ``out`` (n, heads, size) with the attention of the last n of m positions to all before them and to themselves.
+    """Fill ``out`` (n, heads, value size) with the attention of the last n of m positions to all before them and to themselves.
 
     Args:
         queries: float32 (heads, n, size).
         keys: float32 (kv heads, m, size), m >= n; each serves ``heads // kv heads`` consecutive query heads.
-        values: float32 (kv heads, m, size), any strides with contiguous rows.
+        values: float32 (kv heads, m, value size), any strides with contiguous rows.
         scale: logits are multiplied by it.
         cap: logits x become ``cap * tanh(x / cap)``; None: no cap.
         window: how many positions are seen, the query's own included; None: all.
+        sinks: float32 (heads,): the logit of one more position per head, which takes its share and gives nothing; None: there is none.
         query_tile: positions of a tile of queries.
         key_tile: positions of a tile of keys.
     """
@@ -56,7 +58,9 @@ def attend(
         for kv_head in range(kv_heads):
             chosen = slice(kv_head * group, (kv_head + 1) * group)
             tile = np.multiply(queries[chosen, start:stop], np.float32(scale))
-            result = _attend_tile(tile, keys[kv_head], values[kv_head], tiles, hidden, cap)
+            result = _attend_tile(
+                tile, keys[kv_head], values[kv_head], tiles, hidden, cap, None if sinks is None else sinks[chosen]
+            )
             out[start:stop, chosen] = result.transpose(1, 0, 2)
 
 
@@ -75,11 +79,15 @@ def _attend_tile(
     tiles: list[tuple[int, int]],
     hidden: list[NDArray[np.bool_] | None],
     cap: float | None,
+    sinks: Floats | None,
 ) -> Floats:
-    """Return float32 (group, n, size): the attention of one tile of scaled queries (group, n, size) to the tiles of keys (m, size)."""
+    """Return float32 (group, n, value size): the attention of one tile of scaled queries (group, n, size) to the tiles of keys (m, size)."""
     group, count, size = queries.shape
     maximum = np.full((group * count, 1), _NO_MAXIMUM)
     total = np.zeros((group * count, 1), np.float32)
+    if sinks is not None:
+        maximum[:, 0] = np.repeat(sinks, count)
+        total += np.float32(1.0)
     result = np.zeros((group * count, values.shape[1]), np.float32)
     for (low, high), mask in zip(tiles, hidden, strict=True):
         logits = queries.reshape(group * count, size) @ keys[low:high].T

@@ -38,7 +38,7 @@ class Cache(Protocol):
         ...
 
     def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, head size), behind the :meth:`length` positions; return those of all positions."""
+        """Hold keys and values, float32 (kv heads, n, size), behind the :meth:`length` positions; return those of all positions."""
         ...
 
     def advance(self, sequence: int, count: int) -> None:
@@ -59,8 +59,14 @@ class FloatCache:
     """
 
     def __init__(self, configuration: Configuration, capacities: Sequence[int]) -> None:
-        sizes = [(2, configuration.kv_heads, capacity, configuration.head_size) for capacity in capacities]
-        self._held = [[np.empty(size, np.float32) for size in sizes] for _ in range(configuration.layers)]
+        widths = configuration.head_size, configuration.value_size
+        self._held = [
+            [
+                tuple(np.empty((configuration.kv_heads, capacity, width), np.float32) for width in widths)
+                for capacity in capacities
+            ]
+            for _ in range(configuration.layers)
+        ]
         self._places = _Places(capacities)
 
     def length(self, sequence: int) -> int:
@@ -72,11 +78,11 @@ class FloatCache:
         return self._places.capacities[sequence]
 
     def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, head size); return views of all; raises UsageError where they do not fit."""
+        """Hold keys and values, float32 (kv heads, n, size); return views of all; raises UsageError where they do not fit."""
         start, stop = self._places.next(sequence, keys.shape[1])
-        held = self._held[layer][sequence]
-        held[0, :, start:stop], held[1, :, start:stop] = keys, values
-        return held[0, :, :stop], held[1, :, :stop]
+        held_keys, held_values = self._held[layer][sequence]
+        held_keys[:, start:stop], held_values[:, start:stop] = keys, values
+        return held_keys[:, :stop], held_values[:, :stop]
 
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
@@ -101,15 +107,24 @@ class BlockCache:
     """
 
     def __init__(self, configuration: Configuration, capacities: Sequence[int], encoding: Encoding) -> None:
-        if not encoding.fits(configuration.head_size):
+        widths = configuration.head_size, configuration.value_size
+        unfit = next((width for width in widths if not encoding.fits(width)), None)
+        if unfit is not None:
             raise UsageError(
-                f"a head of {configuration.head_size} dimensions is no whole number of blocks of {encoding.block_size}, "
+                f"a head of {unfit} dimensions is no whole number of blocks of {encoding.block_size}, "
                 f"so keys and values cannot be held as {encoding.name}",
                 remedy="Use --cache-type f32.",
             )
-        width = encoding.row_bytes(configuration.head_size)
-        sizes = [(2, configuration.kv_heads, capacity, width) for capacity in capacities]
-        self._held = [[np.empty(size, np.uint8) for size in sizes] for _ in range(configuration.layers)]
+        self._held = [
+            [
+                tuple(
+                    np.empty((configuration.kv_heads, capacity, encoding.row_bytes(width)), np.uint8)
+                    for width in widths
+                )
+                for capacity in capacities
+            ]
+            for _ in range(configuration.layers)
+        ]
         self._places = _Places(capacities)
         self._encoding = encoding
 
@@ -122,20 +137,20 @@ class BlockCache:
         return self._places.capacities[sequence]
 
     def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, head size); return all, decoded.
+        """Hold keys and values, float32 (kv heads, n, size); return all, decoded.
 
         Raises UsageError where they do not fit, ModelError where they are not finite or beyond what a block can hold.
         """
         start, stop = self._places.next(sequence, keys.shape[1])
         held = self._held[layer][sequence]
-        for part, (what, new) in enumerate((("key", keys), ("value", values))):
+        for part, what, new in zip(held, ("key", "value"), (keys, values), strict=True):
             if not max(float(new.max()), -float(new.min())) <= _LARGEST:  # NaN is not less either
                 raise ModelError(
                     f"block {layer} gives a {what} that {self._encoding.name} cannot hold, at one of the positions {start} to {stop - 1}",
                     remedy="With --cache-type f32 an error names the place if a weight is damaged.",
                 )
-            held[part, :, start:stop] = self._encode(new)
-        return self._decode(held[0, :, :stop]), self._decode(held[1, :, :stop])
+            part[:, start:stop] = self._encode(new)
+        return self._decode(held[0][:, :stop]), self._decode(held[1][:, :stop])
 
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""

@@ -8,43 +8,59 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ModelError, UnknownArchitectureError
-from ..formats.architectures import Architecture, Expression, HyperParameter, RuntimeFacts, built_in_architectures
+from ..formats.architectures import (
+    Architecture,
+    Expression,
+    HyperParameter,
+    Mark,
+    RuntimeFacts,
+    built_in_architectures,
+)
 from ..formats.base import Model
-from ..formats.getters import get_flag, get_integer, get_number, get_string
+from ..formats.getters import get_flag, get_integer, get_number
+from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
 
-__all__ = ["Configuration", "RopeSettings", "read_configuration"]
+__all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 
-_THETA = 10000.0  # GGUF's meaning of a missing rope.freq_base
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Sizes of latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values of all heads come from one short vector per position.
+
+    Attributes:
+        rank: length of that vector.
+        key_size: dimensions of a head's keys as they are compared, the rotated ones among them.
+        value_size: dimensions of a head's values.
+    """
+
+    rank: int
+    key_size: int
+    value_size: int
 
 
 @dataclass(frozen=True, slots=True)
-class RopeSettings:
-    """Rotary positions of one kind of layer.
+class Routing:
+    """How a router's logits become experts and weights.
 
     Attributes:
-        order: ``neox`` rotates dimensions (i, i + d/2), ``interleaved`` (2i, 2i + 1).
-        dimensions: how many leading dimensions of a head are rotated.
-        theta: base of the frequencies.
-        factor: frequencies are divided by it (linear), or the low ones are (yarn).
-        yarn: whether high frequencies keep their value, with a ramp between ``beta_fast`` and ``beta_slow`` turns over the original context.
-        original_context: context of the first training.
-        attention_factor: cosines and sines are multiplied by it (yarn multiplies by ``1 + 0.1 ln factor`` on top).
-        beta_fast: turns above which yarn keeps a frequency.
-        beta_slow: turns below which yarn divides it by the whole factor.
+        gating: how logits become scores.
+        used: experts per token.
+        normalised: whether the weights of a token's experts are divided by their sum.
+        scale: they are multiplied by it.
+        groups: experts are in so many groups of equal size.
+        groups_used: a token's experts come from so many of them.
+        by_maximum: whether groups are chosen by their best expert, or by the sum of their two best.
     """
 
-    order: Literal["neox", "interleaved"]
-    dimensions: int
-    theta: float
-    factor: float = 1.0
-    yarn: bool = False
-    original_context: int = 0
-    attention_factor: float = 1.0
-    beta_fast: float = _BETA_FAST
-    beta_slow: float = _BETA_SLOW
+    gating: Literal["softmax", "sigmoid"]
+    used: int
+    normalised: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+    by_maximum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +74,23 @@ class Configuration:
         hidden: width of the residual stream.
         heads: query heads.
         kv_heads: key and value heads; each serves ``heads // kv_heads`` query heads.
-        head_size: dimensions of a head.
+        head_size: dimensions of a head's queries and keys.
+        value_size: dimensions of a head's values.
         context: the context that the model was trained for.
         epsilon: added to variances in norms.
+        parallel: whether attention and feed-forward both read a block's input.
+        embedding_scale: token embeddings are multiplied by it.
+        residual_scale: what attention and feed-forward add is multiplied by it.
+        logit_scale: the model's logits are multiplied by it.
         attention_scale: attention logits are multiplied by it.
         attention_soft_cap: attention logits x become ``cap * tanh(x / cap)``; None: no cap.
         final_soft_cap: the same for the model's logits.
         window: positions that a layer with a sliding window sees, its own included; 0: there are no such layers.
         sliding_period: every layer whose number, from 1, is a multiple sees everything; 0: all do.
         experts: number of experts, 0 for a dense model.
-        experts_used: experts per token.
+        dense_layers: leading blocks without experts.
+        routing: how experts are chosen, None for a dense model.
+        latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
     """
@@ -79,17 +102,29 @@ class Configuration:
     heads: int
     kv_heads: int
     head_size: int
+    value_size: int
     context: int
     epsilon: float
+    parallel: bool
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
     attention_scale: float
     attention_soft_cap: float | None
     final_soft_cap: float | None
     window: int
     sliding_period: int
     experts: int
-    experts_used: int
+    dense_layers: int
+    routing: Routing | None
+    latent: Latent | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
+
+    @property
+    def experts_used(self) -> int:
+        """Experts per token, 0 for a dense model."""
+        return 0 if self.routing is None else self.routing.used
 
     def layer_window(self, layer: int) -> int | None:
         """Return how many positions a layer (counted from 0) sees, None for all."""
@@ -126,13 +161,13 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     if not kv_heads or heads % kv_heads or not head_size:
         raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
     experts = size("experts", 0)
-    experts_used = size("experts_used", 0)
-    if experts and not 0 < experts_used <= experts:
-        raise ModelError(f"{experts_used} of {experts} experts cannot be used", path=model.path)
     epsilon = values.get("epsilon")
     if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
         raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
-    rope = _rope(model, architecture, head_size, size("context", 0))
+    rope = read_rope(model, architecture, head_size, size("context", 0))
+    embedding_scale = _multiplier(model, values, "embedding_multiplier")
+    scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
+    parallel = facts.parallel
     return Configuration(
         architecture=architecture.name,
         facts=facts,
@@ -141,27 +176,34 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
+        value_size=size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
-        attention_scale=1.0 / math.sqrt(facts.attention_scale.evaluate(values)),
+        parallel=parallel if isinstance(parallel, bool) else parallel.holds(values),
+        embedding_scale=embedding_scale * (math.sqrt(hidden) if facts.scale_embedding else 1.0),
+        residual_scale=_multiplier(model, values, "residual_multiplier"),
+        logit_scale=_multiplier(model, values, "logit_multiplier") / _multiplier(model, values, "logit_divisor"),
+        attention_scale=scale * logit_multiplier(model, architecture, rope),
         attention_soft_cap=_cap(values, "attention_soft_cap"),
         final_soft_cap=_cap(values, "final_soft_cap"),
         window=size("window", 0),
         sliding_period=0 if facts.sliding_period is None else facts.sliding_period.evaluate(values),
         experts=experts,
-        experts_used=experts_used,
+        dense_layers=size("dense_layers", 0),
+        routing=_routing(model, facts, values, experts),
+        latent=_latent(model, values, rope),
         rope=rope,
-        local_rope=_local_rope(model, architecture, rope),
+        local_rope=read_local_rope(model, architecture, rope),
     )
 
 
 def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
-    """Return the description: by ``general.architecture``, and where two families share it, by whether there are experts."""
+    """Return the description: by ``general.architecture``, and where families share it, by the mark of one, or the one without."""
     name = model.architecture
     fitting = [item for item in known if item.gguf == name]
     if len(fitting) > 1:
-        mixture = bool(get_integer(model.metadata, f"{name}.expert_count", model.path))
-        fitting = [item for item in fitting if (item.runtime.expert_gating is not None) == mixture]
+        marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
+        fitting = marked or [item for item in fitting if item.mark is None]
     if len(fitting) != 1:
         raise UnknownArchitectureError(
             f"the architecture {name!r} has no description that a forward pass could follow",
@@ -171,21 +213,32 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     return fitting[0]
 
 
+def _bears(model: Model, name: str, mark: Mark) -> bool:
+    return (get_integer(model.metadata, f"{name}.{mark.key}", model.path) or 0) >= mark.at_least
+
+
 def _hyper_parameters(model: Model, architecture: Architecture) -> dict[str, bool | int | float]:
     """Return values by the names that expressions use: from metadata, else the description's default."""
     values: dict[str, bool | int | float] = {}
     for parameter in architecture.hyper_parameters:
+        if parameter.recovered is not None:
+            continue
         value = _metadata_value(model, architecture, parameter)
         if value is None:
             default = parameter.default
             value = default.evaluate(values) if isinstance(default, Expression) else default
         if value is not None:
             values[parameter.name] = value
+    for parameter in architecture.hyper_parameters:
+        if isinstance(parameter.recovered, Expression):
+            values[parameter.name] = parameter.recovered.evaluate(values)
+        elif parameter.recovered is not None:
+            values[parameter.name] = parameter.recovered.holds(values)
     return values
 
 
 def _metadata_value(model: Model, architecture: Architecture, parameter: HyperParameter) -> bool | int | float | None:
-    get = {"uint32": get_integer, "float32": get_number, "bool": get_flag}[parameter.type]
+    get = {"uint32": get_integer, "float32": get_number}.get(parameter.type, get_flag)
     read = [get(model.metadata, f"{architecture.gguf}.{key}", model.path) for key in parameter.keys]
     found = {value for value in read if value is not None}
     if len(found) > 1:
@@ -202,43 +255,44 @@ def _cap(values: Values, name: str) -> float | None:
     return float(value) if value else None
 
 
-def _rope(model: Model, architecture: Architecture, head_size: int, context: int) -> RopeSettings | None:
-    rope = architecture.rope
-    if rope is None:
+def _multiplier(model: Model, values: Values, name: str, default: float = 1.0) -> float:
+    value = float(values.get(name, default))
+    if not (math.isfinite(value) and (value > 0 or value == default)):
+        raise ModelError(f"the model's {name} is {value!r}, which must be a number above 0", path=model.path)
+    return value
+
+
+def _routing(model: Model, facts: RuntimeFacts, values: Values, experts: int) -> Routing | None:
+    if facts.expert_gating is None or not experts:
         return None
-
-    def number(key: str, default: float) -> float:
-        value = get_number(model.metadata, f"{architecture.gguf}.rope.{key}", model.path)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ModelError(f"rope.{key} is {value}, which must be a number from 0", path=model.path)
-        return default if value is None else float(value)
-
-    dimensions = int(number("dimension_count", head_size))
-    if dimensions % 2 or not 0 < dimensions <= head_size:
-        raise ModelError(f"{dimensions} of {head_size} dimensions of a head cannot be rotated", path=model.path)
-    theta = number("freq_base", _THETA)
-    if theta <= 1:
-        raise ModelError(f"rope.freq_base is {theta}, which must be above 1", path=model.path)
-    kind = get_string(model.metadata, f"{architecture.gguf}.rope.scaling.type", model.path)
-    if kind not in (None, "none", "linear", "yarn", "longrope"):
-        raise ModelError(f"the rotary scaling {kind!r} is not known", path=model.path)
-    # the second key is that of files from before scaling had types
-    factor = number("scaling.factor", number("scale_linear", 0.0)) if kind != "none" else 0.0
-    return RopeSettings(
-        order=rope.order,
-        dimensions=dimensions,
-        theta=theta,
-        factor=factor or 1.0,
-        yarn=kind == "yarn",
-        original_context=int(number("scaling.original_context_length", context)),
-        attention_factor=number("scaling.attn_factor", 1.0),
-        beta_fast=number("scaling.yarn_beta_fast", _BETA_FAST),
-        beta_slow=number("scaling.yarn_beta_slow", _BETA_SLOW),
+    used, groups = int(values.get("experts_used", 0)), int(values.get("expert_group_count", 1)) or 1
+    groups_used = int(values.get("expert_group_used_count", groups)) or groups
+    if not 0 < used <= experts:
+        raise ModelError(f"{used} of {experts} experts cannot be used", path=model.path)
+    if experts % groups or groups_used > groups or used > experts // groups * groups_used:
+        raise ModelError(
+            f"{used} of {experts} experts cannot come from {groups_used} of {groups} groups", path=model.path
+        )
+    return Routing(
+        "sigmoid" if facts.expert_gating == "sigmoid" else "softmax",
+        used,
+        facts.expert_gating == "softmax_top_k_normalised" or bool(values.get("expert_weights_norm")),
+        _multiplier(model, values, "expert_weights_scale"),
+        groups,
+        groups_used,
+        facts.expert_groups == "maximum",
     )
 
 
-def _local_rope(model: Model, architecture: Architecture, rope: RopeSettings | None) -> RopeSettings | None:
-    if rope is None or architecture.rope is None or architecture.rope.local_theta is None:
+def _latent(model: Model, values: Values, rope: RopeSettings | None) -> Latent | None:
+    if "kv_rank" not in values:
         return None
-    theta = get_number(model.metadata, f"{architecture.gguf}.rope.freq_base_swa", model.path)
-    return RopeSettings(rope.order, rope.dimensions, architecture.rope.local_theta if theta is None else float(theta))
+    latent = Latent(*(int(values.get(name, 0)) for name in ("kv_rank", "mla_key_dim", "mla_value_dim")))
+    rotated = 0 if rope is None else rope.dimensions
+    if latent.rank < 1 or latent.value_size < 1 or not 0 < rotated < latent.key_size:
+        raise ModelError(
+            f"latent attention with {latent.rank} dimensions, keys of {latent.key_size} of which {rotated} are rotated, "
+            f"and values of {latent.value_size} is none",
+            path=model.path,
+        )
+    return latent

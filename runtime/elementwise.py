@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "layer_norm", "rms_norm", "soft_cap", "softmax"]
+__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "soft_cap", "softmax"]
 
 Floats = NDArray[np.float32]
 
@@ -64,7 +64,54 @@ def gelu_tanh(values: Floats) -> None:
         part *= share
 
 
-ACTIVATIONS: dict[str, Callable[[Floats], None]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+def gelu(values: Floats) -> None:
+    """Replace x by x times the share of a normal distribution below it, rows in place (the exact function of arXiv:1606.08415)."""
+    for piece in _pieces(*values.shape):
+        part = values[piece]
+        part *= _normal_share(part)
+
+
+def _normal_share(values: Floats) -> Floats:
+    """Return the normal distribution function, to 2e-7 (Abramowitz and Stegun, formula 7.1.26)."""
+    distance = np.abs(values)
+    distance *= np.float32(math.sqrt(0.5))
+    t = 1.0 / (np.float32(0.3275911) * distance + np.float32(1.0))
+    tail = np.full_like(t, 1.061405429)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        tail *= t
+        tail += np.float32(coefficient)
+    tail *= t
+    distance *= distance
+    tail *= np.exp(np.negative(distance, out=distance), out=distance)
+    tail *= np.float32(0.5)
+    return np.where(values < 0, tail, np.float32(1.0) - tail)
+
+
+def swiglu_oai(gate: Floats, up: Floats) -> None:
+    """Replace ``up`` by min(gate, 7) sigmoid(1.702 min(gate, 7)) (clip(up, -7, 7) + 1), as gpt-oss has it; ``gate`` is overwritten."""
+    np.minimum(gate, _OAI_LIMIT, out=gate)
+    np.clip(up, -_OAI_LIMIT, _OAI_LIMIT, out=up)
+    up += np.float32(1.0)
+    up *= gate
+    share = np.exp(gate * -_OAI_SLOPE)
+    share += np.float32(1.0)
+    up /= share
+
+
+_OAI_LIMIT, _OAI_SLOPE = np.float32(7.0), np.float32(1.702)
+
+ACTIVATIONS: dict[str, Callable[[Floats], None]] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+JOINING: dict[str, Callable[[Floats, Floats], None]] = {"swiglu_oai": swiglu_oai}
+"""Activations of gate and up together; all others are of the gate alone, by which up is multiplied."""
+
+
+def sigmoid(values: Floats) -> None:
+    """Replace x by 1 / (1 + exp(-x)), rows in place."""
+    for piece in _pieces(*values.shape):
+        part = values[piece]
+        small = np.exp(-np.abs(part))
+        part[...] = np.where(part < 0, small, np.float32(1.0)) / (small + np.float32(1.0))
 
 
 def soft_cap(values: Floats, cap: float) -> None:

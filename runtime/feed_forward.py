@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .elementwise import ACTIVATIONS, softmax
+from .configuration import Routing
+from .elementwise import ACTIVATIONS, JOINING, sigmoid, softmax
 from .hooks import Hooks
-from .network import Dense, Experts
+from .layers import Dense, Experts
 from .weights import product, products
 from .workers import Workers
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["dense", "mixture"]
+__all__ = ["choose_experts", "dense", "mixture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,14 @@ def dense(workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks
     return result
 
 
-def mixture(workers: Workers, layer: Experts, used: int, activation: str, inputs: Floats, hooks: Hooks) -> Floats:
-    """Return float32 (n, hidden): each token's ``used`` experts, chosen by softmax of the router, their shares scaled to sum to 1.
-
-    Only experts with tokens are read.
-    """
+def mixture(
+    workers: Workers, layer: Experts, routing: Routing, activation: str, inputs: Floats, hooks: Hooks
+) -> Floats:
+    """Return float32 (n, hidden): what each token's experts make of it, weighted and summed. Only experts with tokens are read."""
     hooks.collect([layer.router.matrix], inputs)
-    shares = product(workers, inputs, layer.router)
-    hooks.report(layer.router.matrix.name, shares)
-    softmax(shares)
-    chosen = np.argsort(-shares, axis=1, kind="stable")[:, :used]
-    weights = np.take_along_axis(shares, chosen, axis=1)
-    weights /= weights.sum(axis=1, keepdims=True)
+    logits = product(workers, inputs, layer.router)
+    hooks.report(layer.router.matrix.name, logits)
+    chosen, weights = choose_experts(logits, routing, None if layer.choice_bias is None else layer.choice_bias.decode())
 
     parts = _shares(chosen, len(layer.experts))
     experts = [layer.experts[part.expert] for part in parts]
@@ -73,6 +70,33 @@ def mixture(workers: Workers, layer: Experts, used: int, activation: str, inputs
     return out
 
 
+def choose_experts(
+    logits: Floats, routing: Routing, choice_bias: Floats | None = None
+) -> tuple[NDArray[np.intp], Floats]:
+    """Return the experts of each token, intp (n, used), and their weights, float32 (n, used); ``logits`` (n, experts) are overwritten."""
+    scores = logits
+    (sigmoid if routing.gating == "sigmoid" else softmax)(scores)
+    preference = scores if choice_bias is None else scores + choice_bias
+    if routing.groups_used < routing.groups:
+        preference = _within_groups(preference, routing)
+    chosen = np.argsort(-preference, axis=1, kind="stable")[:, : routing.used]
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if routing.normalised:
+        weights /= weights.sum(axis=1, keepdims=True)
+    weights *= np.float32(routing.scale)
+    return chosen, weights
+
+
+def _within_groups(preference: Floats, routing: Routing) -> Floats:
+    """Return preferences with those of experts outside of each token's best groups at minus infinity."""
+    grouped = preference.reshape(len(preference), routing.groups, -1)
+    best = np.sort(grouped, axis=2)[:, :, -1:] if routing.by_maximum else np.sort(grouped, axis=2)[:, :, -2:]
+    order = np.argsort(-best.sum(axis=2), axis=1, kind="stable")[:, routing.groups_used :]
+    kept = grouped.copy()
+    np.put_along_axis(kept, order[:, :, None], np.float32(-np.inf), axis=1)
+    return kept.reshape(preference.shape)
+
+
 def _shares(chosen: NDArray[np.intp], experts: int) -> list[_Share]:
     """Return the tokens of every expert that ``chosen`` (n, used) names."""
     found = (_Share(expert, *np.nonzero(chosen == expert)) for expert in range(experts))
@@ -88,7 +112,7 @@ def _middles(
     """
     middles = [np.empty((len(inputs), layer.up.matrix.rows), np.float32) for inputs, layer in pairs]
     traced = hooks is not None and hooks.trace is not None
-    activate = ACTIVATIONS[activation]
+    join = JOINING.get(activation) or _joined(ACTIVATIONS[activation])
 
     def compute(task: tuple[int, slice]) -> list[tuple[str, int, Floats]]:
         """Fill some columns; return what to report."""
@@ -99,14 +123,13 @@ def _middles(
         first = layer.up.matrix.first + rows.start
         reports = [(layer.up.matrix.name, first, result.copy())] if traced else []
         if layer.gate is None:
-            activate(result)
+            ACTIVATIONS[activation](result)
             return reports
         gate = np.empty(result.shape, np.float32)
         layer.gate.apply(inputs, rows, gate)
         if traced:
             reports.insert(0, (layer.gate.matrix.name, layer.gate.matrix.first + rows.start, gate.copy()))
-        activate(gate)
-        result *= gate
+        join(gate, result)
         return reports
 
     tasks = [(number, rows) for number, (_, layer) in enumerate(pairs) for rows in layer.up.matrix.slabs()]
@@ -115,3 +138,13 @@ def _middles(
             if hooks is not None:
                 hooks.report(name, values, first)
     return middles
+
+
+def _joined(activate: Callable[[Floats], None]) -> Callable[[Floats, Floats], None]:
+    """Return the function of gate and up that multiplies up by the activated gate."""
+
+    def join(gate: Floats, up: Floats) -> None:
+        activate(gate)
+        up *= gate
+
+    return join

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError, UsageError
-from .block import Run, Span, run_block
+from .block import run_block
 from .cache import Cache
-from .configuration import RopeSettings
 from .head import Logits, yield_logits
 from .hooks import Collector, Hooks, Trace
-from .network import Experts, Network
+from .latent_attention import HEADS_AT_ONCE
+from .layers import Block, Experts
+from .network import Network
 from .rope import rope_table
+from .rope_settings import RopeSettings
+from .run import Run, Span
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -110,13 +113,20 @@ def activation_bytes(network: Network, tokens: int) -> int:
     """Return about how many bytes a pass over ``tokens`` tokens in all holds besides weights and logits."""
     configuration = network.configuration
     heads = configuration.head_size * (2 * configuration.heads + 3 * configuration.kv_heads)
-    widths = [
-        block.feed_forward.up.matrix.rows
-        if not isinstance(block.feed_forward, Experts)
-        else configuration.experts_used * block.feed_forward.experts[0].up.matrix.rows
-        for block in network.blocks
-    ]
+    if configuration.latent is not None:
+        latent = configuration.latent
+        heads = configuration.heads * (latent.key_size + 2 * latent.value_size)
+        heads += 3 * configuration.head_size + 2 * HEADS_AT_ONCE * latent.rank
+    widths = [_width(network, block) for block in network.blocks]
     return 4 * tokens * (3 * configuration.hidden + max(heads, 2 * max(widths)))
+
+
+def _width(network: Network, block: Block) -> int:
+    """Return how many numbers per token a block's feed-forward has in its middle."""
+    layer = block.feed_forward
+    if isinstance(layer, Experts):
+        return network.configuration.experts_used * layer.experts[0].up.matrix.rows
+    return layer.up.matrix.rows
 
 
 def check_tokens(network: Network, tokens: Sequence[NDArray[np.intp]]) -> None:
@@ -188,8 +198,8 @@ def embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) ->
         first, last = int(unique[near[0]]), int(unique[near[-1]])
         gathered[near] = embedding.rows(first, last + 1)[unique[near] - first]
     hidden: Floats = gathered[inverse]
-    if configuration.facts.scale_embedding:
-        hidden *= np.float32(configuration.hidden**0.5)
+    if configuration.embedding_scale != 1:
+        hidden *= np.float32(configuration.embedding_scale)
     if network.positions is not None:
         longest, known = int(hooks.positions.max()) + 1, network.positions.row_count
         if longest > known:

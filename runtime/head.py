@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .block import normalise
 from .elementwise import soft_cap
 from .hooks import Hooks
 from .network import Network
+from .norms import normalise
 from .weights import product
 from .workers import Workers
 
@@ -52,6 +52,8 @@ def yield_logits(
         normalise(network.configuration, network.output_norm, inputs, inputs)
         hooks.collect([network.output.matrix], inputs, part)
         logits = product(workers, inputs, network.output)
+        if network.configuration.logit_scale != 1:
+            logits *= np.float32(network.configuration.logit_scale)
         if network.configuration.final_soft_cap is not None:
             soft_cap(logits, network.configuration.final_soft_cap)
         yield Logits(hooks.sequences[part], hooks.positions[part], logits)

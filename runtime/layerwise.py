@@ -15,7 +15,8 @@ import numpy as np
 from ..formats.base import Tensor
 from ..quantizers.catalog import BUILT_IN
 from .forward import forward
-from .network import Block, Network
+from .layers import Block
+from .network import Network
 from .weights import Linear, Matrix
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _run_block(network: Network, block: Block, hidden: Floats) -> dict[str, Floa
     rows = Tensor(
         _INPUT, hidden.shape, _F32, lambda start, stop: np.ascontiguousarray(hidden[start:stop]).view(np.uint8)
     )
-    configuration = replace(network.configuration, facts=replace(network.configuration.facts, scale_embedding=False))
+    configuration = replace(network.configuration, embedding_scale=1.0)
     alone = replace(
         network,
         configuration=configuration,

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .configuration import RopeSettings
+from .rope_settings import RopeSettings
 
 __all__ = ["rope_frequencies", "rope_table", "rotate"]
 

@@ -1,4 +1,4 @@
-"""A forward pass in stages: the attention or the feed-forward of one block at a time.
+"""A forward pass in stages: the attention or the feed-forward of one block at a time, or a block whose parts read the same stream.
 
 The caller keeps the residual streams between stages, in memory or on disk, so that all tokens of a long text can pass one stage before any passes the
 next: what a stage's inputs amount to is then known before it is left, and nothing of the other stages need be in memory. Stages are also where
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .block import Run, normalise, run_attention, run_feed_forward
+from .block import run_attention, run_block, run_feed_forward
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .network import Block, Dense, Experts, Network
+from .layers import Attention, Block, Dense, Experts, LatentAttention
+from .network import Network
+from .norms import normalise
+from .run import Run
+from .weights import Linear
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -35,17 +39,19 @@ class Stage:
     """A part of a pass.
 
     Attributes:
-        part: ``attention``, ``feed_forward`` or :data:`OUTPUT`.
+        part: ``attention``, ``feed_forward``, ``block`` (both, where they are parallel) or :data:`OUTPUT`.
         block: whose part it is, None for the output.
     """
 
-    part: Literal["attention", "feed_forward", "output"]
+    part: Literal["attention", "feed_forward", "block", "output"]
     block: Block | None
 
     @property
     def name(self) -> str:
         """For messages: ``block 3, feed-forward``."""
-        return OUTPUT if self.block is None else f"block {self.block.index}, {self.part.replace('_', '-')}"
+        if self.block is None:
+            return OUTPUT
+        return f"block {self.block.index}" + ("" if self.part == "block" else f", {self.part.replace('_', '-')}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ def network_stages(network: Network) -> tuple[Stage, ...]:
     """Return all stages of a network, in order, the output's last."""
     found: list[Stage] = []
     for block in network.blocks:
-        found += [Stage("attention", block), Stage("feed_forward", block)]
+        if network.configuration.parallel:
+            found.append(Stage("block", block))
+        else:
+            found += [Stage("attention", block), Stage("feed_forward", block)]
     return (*found, Stage("output", None))
 
 
@@ -76,16 +85,33 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
     if stage.block is None:
         matrix = network.output.matrix
         return (StageInput((matrix.name,), matrix.columns),)
-    if stage.part == "attention":
-        attention = stage.block.attention
-        matrices = [linear.matrix for linear in (attention.query, attention.key, attention.value)]
-        output = attention.output.matrix
-        return (StageInput(tensor_names(matrices), matrices[0].columns), StageInput((output.name,), output.columns))
-    layer = stage.block.feed_forward
-    if isinstance(layer, Experts):
-        router = layer.router.matrix
-        return (StageInput((router.name,), router.columns), *_dense_inputs(layer.experts[0], len(layer.experts)))
-    return _dense_inputs(layer, None)
+    attention = _attention_inputs(stage.block.attention) if stage.part != "feed_forward" else ()
+    return attention + (_feed_forward_inputs(stage.block.feed_forward) if stage.part != "attention" else ())
+
+
+def _attention_inputs(layer: Attention | LatentAttention) -> tuple[StageInput, ...]:
+    output = StageInput((layer.output.matrix.name,), layer.output.matrix.columns)
+    if isinstance(layer, Attention):
+        return (_shared_input(layer.query, layer.key, layer.value), output)
+    heads = len(layer.keys)
+    query = (layer.query,) if layer.query_down is None else (layer.query_down,)
+    later = () if layer.query_down is None else (_shared_input(layer.query),)
+    per_head = [
+        StageInput(tensor_names([it[0].matrix]), it[0].matrix.columns, heads) for it in (layer.keys, layer.values)
+    ]
+    return (_shared_input(*query, layer.down), *later, *per_head, output)
+
+
+def _shared_input(*linears: Linear) -> StageInput:
+    matrices = [linear.matrix for linear in linears]
+    return StageInput(tensor_names(matrices), matrices[0].columns)
+
+
+def _feed_forward_inputs(layer: Dense | Experts) -> tuple[StageInput, ...]:
+    if isinstance(layer, Dense):
+        return _dense_inputs(layer, None)
+    shared = () if layer.shared is None else _dense_inputs(layer.shared, None)
+    return (_shared_input(layer.router), *_dense_inputs(layer.experts[0], len(layer.experts)), *shared)
 
 
 def _dense_inputs(layer: Dense, experts: int | None) -> tuple[StageInput, StageInput]:
@@ -128,7 +154,9 @@ def run_stage(
     if stage.block is None:
         _collect_output(network, run, hidden)
         return
-    (run_attention if stage.part == "attention" else run_feed_forward)(run, stage.block, hidden)
+    {"attention": run_attention, "feed_forward": run_feed_forward, "block": run_block}[stage.part](
+        run, stage.block, hidden
+    )
     check_finite(network, hidden, run.hooks.sequences, run.hooks.positions, stage.name)
 
 

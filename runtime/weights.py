@@ -59,15 +59,16 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """Elements ``first`` to ``first + size`` of a one-dimensional tensor: a norm's weights, or a bias or a part of one."""
+    """Elements ``first`` to ``first + size`` of a row of a tensor: a norm's weights, or a bias or a part of one; an expert's or a head's row."""
 
     tensor: Tensor
     first: int
     size: int
+    row: int = 0
 
     def decode(self) -> Floats:
         """Read and return the elements, float32 (size,)."""
-        values: Floats = self.tensor.rows(0, 1)[0, self.first : self.first + self.size]
+        values: Floats = self.tensor.rows(self.row, self.row + 1)[0, self.first : self.first + self.size]
         return values
 
 

@@ -74,7 +74,7 @@ def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     whole, traced = logits(found, *texts), pieces_traced(found, texts)
     monkeypatch.setattr("qconv.runtime.weights.SLAB_WEIGHTS", 60)
     monkeypatch.setattr("qconv.runtime.weights.SLAB_ROWS", 3)
-    monkeypatch.setattr("qconv.runtime.block._TASK_QUERIES", 5)
+    monkeypatch.setattr("qconv.runtime.run._TASK_QUERIES", 5)
     monkeypatch.setattr("qconv.runtime.elementwise._PIECE", 40)
     for one, other in zip(logits(found, *texts), whole, strict=True):
         assert apart(one, other) < EXACT

@@ -68,9 +68,9 @@ MISTAKES: list[tuple[Model, type[QconvError], str]] = [
     (changed(in_memory("llama", PATH), blk__1__ffn_up__weight=None), MissingTensorError, "blk.1.ffn_up.weight"),
     (changed(in_memory("llama", PATH), token_embd__weight=None), MissingTensorError, "token_embd.weight"),
     (
-        changed(in_memory("llama", PATH), blk__0__attn_sinks__weight=tensor("x", np.ones((1, 4), np.float32))),
+        changed(in_memory("llama", PATH), blk__0__attn_rel_b__weight=tensor("x", np.ones((1, 4), np.float32))),
         UnmappedTensorError,
-        "blk.0.attn_sinks.weight",
+        "blk.0.attn_rel_b.weight",
     ),
     (
         changed(in_memory("llama", PATH), blk__1__attn_k__weight=tensor("x", np.ones((8, 15), np.float32))),

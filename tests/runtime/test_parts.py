@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from tiny_networks import in_memory
 
 from qconv.formats.base import Model
+from qconv.runtime.configuration import Routing
 from qconv.runtime.elementwise import ACTIVATIONS, layer_norm, rms_norm, soft_cap, softmax
 from qconv.runtime.feed_forward import dense, mixture
 from qconv.runtime.hooks import Hooks
-from qconv.runtime.network import Dense, Experts, load_network
+from qconv.runtime.layers import Dense, Experts
+from qconv.runtime.network import load_network
 from qconv.runtime.workers import Workers
 
 Wide = NDArray[np.float64]
@@ -86,7 +88,7 @@ def test_a_mixture_weighs_its_best_experts(name: str, used: int) -> None:
     assert isinstance(layer, Experts)
     inputs = np.random.default_rng(2).standard_normal((40, 16), np.float32)
     with Workers(2) as workers:
-        found = mixture(workers, layer, used, "silu", inputs, hooks(40))
+        found = mixture(workers, layer, Routing("softmax", used, normalised=True), "silu", inputs, hooks(40))
     gates, ups, downs = (stack(model, f"ffn_{kind}_exps") for kind in ("gate", "up", "down"))
     for row, token in enumerate(inputs.astype(np.float64)):
         scores = stack(model, "ffn_gate_inp") @ token

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from qconv.runtime.configuration import RopeSettings
 from qconv.runtime.rope import rope_frequencies, rope_table, rotate
+from qconv.runtime.rope_settings import RopeSettings
 
 PLAIN = RopeSettings("neox", 8, 10000.0)
 

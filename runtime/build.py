@@ -1,0 +1,119 @@
+"""From names to layers: which tensors a block of a family has, and what they are for."""
+
+from __future__ import annotations
+
+from .layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from .place import Place
+
+__all__ = ["build_block"]
+
+_AFTER_ATTENTION, _AFTER_FEED_FORWARD = "post_attention_norm", "post_ffw_norm"
+
+
+def build_block(place: Place, index: int) -> Block:
+    """Return block ``index``. Raises MissingTensorError or ShapeError with the name of a tensor."""
+    configuration, prefix = place.configuration, f"blk.{index}."
+    facts = configuration.facts
+    routed = configuration.routing is not None and index >= configuration.dense_layers
+    return Block(
+        index,
+        _attention(place, prefix) if configuration.latent is None else _latent_attention(place, prefix),
+        place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
+        _experts(place, prefix) if routed else _dense(place, prefix),
+        place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
+    )
+
+
+def _after_attention(place: Place, prefix: str) -> Norm | None:
+    """Return the norm of attention's result. Where a family gives its name to the norm before the feed-forward, there is none."""
+    if _AFTER_ATTENTION in place.configuration.facts.feed_forward_norm:
+        return None
+    return place.norm_if_there(prefix + _AFTER_ATTENTION, place.configuration.hidden)
+
+
+def _attention(place: Place, prefix: str) -> Attention:
+    configuration = place.configuration
+    hidden, head = configuration.hidden, configuration.head_size
+    sizes = (configuration.heads * head, configuration.kv_heads * head, configuration.kv_heads * head)
+    if f"{prefix}attn_qkv.weight" in place.model.tensors:
+        query, key, value = place.parts(prefix + "attn_qkv", sizes, hidden)
+    else:
+        query, key, value = (
+            place.linear(prefix + kind, rows, hidden)
+            for kind, rows in zip(("attn_q", "attn_k", "attn_v"), sizes, strict=True)
+        )
+    return Attention(
+        norm=place.first_norm(configuration.facts.attention_norm, prefix, hidden),
+        query=query,
+        key=key,
+        value=value,
+        output=place.linear(prefix + "attn_output", hidden, sizes[0]),
+        query_norm=place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
+        key_norm=place.head_norm(prefix + "attn_k_norm", configuration.kv_heads, head),
+        sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _latent_attention(place: Place, prefix: str) -> LatentAttention:
+    configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
+    assert latent is not None
+    assert rope is not None
+    hidden, heads, plain = configuration.hidden, configuration.heads, latent.key_size - rope.dimensions
+    query_down, query_norm, query_columns, query_name = None, None, hidden, "attn_q"
+    if f"{prefix}attn_q_a.weight" in place.model.tensors:
+        query_columns, query_name = place.model.tensors[f"{prefix}attn_q_a.weight"].shape[0], "attn_q_b"
+        query_down = place.linear(prefix + "attn_q_a", query_columns, hidden)
+        query_norm = place.norm(prefix + "attn_q_a_norm", query_columns)
+    return LatentAttention(
+        norm=place.first_norm(configuration.facts.attention_norm, prefix, hidden),
+        query_down=query_down,
+        query_down_norm=query_norm,
+        query=place.linear(prefix + query_name, heads * latent.key_size, query_columns),
+        down=place.linear(prefix + "attn_kv_a_mqa", latent.rank + rope.dimensions, hidden),
+        latent_norm=place.norm(prefix + "attn_kv_a_norm", latent.rank),
+        keys=place.stack(prefix + "attn_k_b", (heads, latent.rank, plain)),
+        values=place.stack(prefix + "attn_v_b", (heads, latent.value_size, latent.rank)),
+        output=place.linear(prefix + "attn_output", hidden, heads * latent.value_size),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _dense(place: Place, prefix: str) -> Dense:
+    hidden = place.configuration.hidden
+    down = place.linear(prefix + "ffn_down", hidden, None)
+    width = down.matrix.columns
+    match place.configuration.facts.feed_forward:
+        case "plain":
+            return Dense(None, place.linear(prefix + "ffn_up", width, hidden), down)
+        case "gated_fused":
+            gate, up = place.parts(prefix + "ffn_up", (width, width), hidden)
+            return Dense(gate, up, down)
+        case _:
+            return Dense(
+                place.linear(prefix + "ffn_gate", width, hidden), place.linear(prefix + "ffn_up", width, hidden), down
+            )
+
+
+def _experts(place: Place, prefix: str) -> Experts:
+    hidden, count = place.configuration.hidden, place.configuration.experts
+    downs = place.stack(prefix + "ffn_down_exps", (count, hidden, None))
+    width = downs[0].matrix.columns
+    gates, ups = (place.stack(f"{prefix}ffn_{kind}_exps", (count, width, hidden)) for kind in ("gate", "up"))
+    return Experts(
+        place.linear(prefix + "ffn_gate_inp", count, hidden),
+        tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
+        place.vector(prefix + "exp_probs_b.bias", count),
+        _shared(place, prefix) if f"{prefix}ffn_down_shexp.weight" in place.model.tensors else None,
+    )
+
+
+def _shared(place: Place, prefix: str) -> Dense:
+    hidden = place.configuration.hidden
+    down = place.linear(prefix + "ffn_down_shexp", hidden, None)
+    width = down.matrix.columns
+    return Dense(
+        place.linear(prefix + "ffn_gate_shexp", width, hidden),
+        place.linear(prefix + "ffn_up_shexp", width, hidden),
+        down,
+    )

@@ -1,0 +1,131 @@
+"""Latent attention (DeepSeek-V2, arXiv:2405.04434): what is kept of a position is one short vector and one rotated key, for all heads.
+
+Instead of making every head's keys and values of the latents, queries are taken to the latents' side: ``q · (K c) = (Kᵀ q) · c``. Attention is then
+that of many heads to a single head of keys, whose values are a part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .attention import attend
+from .configuration import Latent
+from .layers import LatentAttention
+from .norms import norm_function
+from .rope import rotate
+from .rope_settings import RopeSettings
+from .run import Run, query_tasks
+from .weights import Linear, product, products
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["HEADS_AT_ONCE", "latent_attention"]
+
+HEADS_AT_ONCE = 16
+"""Heads whose queries are on the latents' side at the same time: there they are some times as long."""
+
+
+def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Floats) -> Floats:
+    """Return float32 (rows, hidden): what the attention of block ``index`` makes of ``inputs``, before a norm that may follow."""
+    latent, settings = run.configuration.latent, run.configuration.layer_rope(index)
+    assert latent is not None
+    assert settings is not None
+    entering = layer.query if layer.query_down is None else layer.query_down
+    run.hooks.collect([entering.matrix, layer.down.matrix], inputs)
+    queries, down = products(run.workers, [(inputs, entering), (inputs, layer.down)])
+    run.hooks.report(entering.matrix.name, queries)
+    run.hooks.report(layer.down.matrix.name, down)
+    if layer.query_down is not None:
+        queries = _full_queries(run, layer, queries)
+    known = _known(run, index, layer, latent, settings, down)
+
+    split = queries.reshape(len(queries), -1, latent.key_size)
+    gathered = np.empty((len(queries), len(layer.values), latent.value_size), np.float32)
+    for first in range(0, len(layer.keys), HEADS_AT_ONCE):
+        heads = slice(first, first + HEADS_AT_ONCE)
+        _gather(run, layer, latent, settings, known, split[:, heads], heads, gathered[:, heads])
+    result = gathered.reshape(len(gathered), -1)
+    run.hooks.collect([layer.output.matrix], result)
+    result = product(run.workers, result, layer.output)
+    run.hooks.report(layer.output.matrix.name, result)
+    return result
+
+
+def _full_queries(run: Run, layer: LatentAttention, short: Floats) -> Floats:
+    """Return the queries of all heads, float32 (rows, heads * size), from their own short vectors."""
+    norm = norm_function(run.configuration, layer.query_down_norm)
+    run.workers.map_rows(lambda rows: norm(short[rows], short[rows]), len(short))
+    run.hooks.collect([layer.query.matrix], short)
+    queries = product(run.workers, short, layer.query)
+    run.hooks.report(layer.query.matrix.name, queries)
+    return queries
+
+
+def _known(
+    run: Run, index: int, layer: LatentAttention, latent: Latent, settings: RopeSettings, down: Floats
+) -> list[tuple[Floats, Floats]]:
+    """Return keys (1, positions, rotated + rank) and values (1, positions, rank) of each sequence, earlier ones from the cache."""
+    rotated = settings.dimensions
+    keys = np.empty((1, len(down), rotated + latent.rank), np.float32)
+    norm = norm_function(run.configuration, layer.latent_norm)
+    found = []
+    for number, span in enumerate(run.spans):
+        rows = slice(span.start, span.stop)
+        assert span.table is not None
+        rotate(down[rows, None, latent.rank :], span.table, settings, keys[:, rows, :rotated])
+        norm(down[rows, : latent.rank], keys[0, rows, rotated:])
+        own = keys[:, rows], keys[:, rows, rotated:]
+        found.append(own if run.cache is None else run.cache.extend(index, number, *own))
+    return found
+
+
+def _gather(
+    run: Run,
+    layer: LatentAttention,
+    latent: Latent,
+    settings: RopeSettings,
+    known: Sequence[tuple[Floats, Floats]],
+    queries: Floats,
+    heads: slice,
+    out: Floats,
+) -> None:
+    """Fill ``out`` (rows, some heads, value size) with the attention of ``queries`` (rows, as many heads, key size)."""
+    count, rotated = queries.shape[1], settings.dimensions
+    plain = latent.key_size - rotated
+    projected = _each_head(run, layer.keys[heads], heads, [queries[:, head, :plain] for head in range(count)])
+    seen_latents = [np.empty((len(queries), latent.rank), np.float32) for _ in range(count)]
+
+    def gather(task: tuple[int, slice, int]) -> None:
+        number, positions, head = task
+        span = run.spans[number]
+        assert span.table is not None
+        rows = slice(span.start + positions.start, span.start + positions.stop)
+        asked = np.empty((1, rows.stop - rows.start, rotated + latent.rank), np.float32)
+        rotate(queries[rows, head, None, plain:], span.table[positions], settings, asked[:, :, :rotated])
+        asked[0, :, rotated:] = projected[head][rows]
+        keys, values = known[number]
+        seen = keys.shape[1] - (span.stop - span.start) + positions.stop
+        attend(
+            asked,
+            keys[:, :seen],
+            values[:, :seen],
+            seen_latents[head][rows, None],
+            scale=run.configuration.attention_scale,
+        )
+
+    run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(count)])
+    for head, result in enumerate(_each_head(run, layer.values[heads], heads, seen_latents)):
+        out[:, head] = result
+
+
+def _each_head(run: Run, projections: Sequence[Linear], heads: slice, inputs: Sequence[Floats]) -> list[Floats]:
+    """Return the projection of each head's input."""
+    for number, (linear, values) in enumerate(zip(projections, inputs, strict=True), heads.start):
+        run.hooks.collect([linear.matrix], values, expert=number)
+    return products(run.workers, list(zip(inputs, projections, strict=True)))

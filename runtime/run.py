@@ -1,0 +1,55 @@
+"""What all blocks of one pass share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .cache import Cache
+from .configuration import Configuration
+from .hooks import Hooks
+from .workers import Workers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Run", "Span", "query_tasks"]
+
+_TASK_QUERIES = 1024  # positions of one attention task: long sequences are several tasks per head
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a sequence's new tokens lie among the rows of a run, and what rotates them.
+
+    Attributes:
+        start: first row.
+        stop: row after the last.
+        table: complex64 (n, rotated / 2) for layers that see everything; None without rotary positions.
+        local_table: the same for layers with a sliding window.
+    """
+
+    start: int
+    stop: int
+    table: NDArray[np.complex64] | None
+    local_table: NDArray[np.complex64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What all blocks of one pass share."""
+
+    configuration: Configuration
+    workers: Workers
+    spans: Sequence[Span]
+    hooks: Hooks
+    cache: Cache | None
+
+
+def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:
+    """Yield (number of the sequence, slice of its new positions) for pieces of a size for one task."""
+    for number, span in enumerate(run.spans):
+        for start in range(0, span.stop - span.start, _TASK_QUERIES):
+            yield number, slice(start, min(start + _TASK_QUERIES, span.stop - span.start))

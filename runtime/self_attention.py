@@ -1,0 +1,114 @@
+"""A block's attention with keys and values of its own for every head, or for groups of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .attention import attend
+from .layers import Attention, HeadNorm
+from .norms import head_norms, norm_function
+from .rope import rotate
+from .rope_settings import RopeSettings
+from .run import Run, query_tasks
+from .weights import product, products
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["self_attention"]
+
+
+def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Floats:
+    """Return float32 (rows, hidden): what the attention of block ``index`` makes of ``inputs``, before a norm that may follow."""
+    projections = (layer.query, layer.key, layer.value)
+    run.hooks.collect([linear.matrix for linear in projections], inputs)
+    queries, keys, values = products(run.workers, [(inputs, linear) for linear in projections])
+    for linear, result in zip(projections, (queries, keys, values), strict=True):
+        run.hooks.report(linear.matrix.name, result, linear.matrix.first)
+    _normalise_together(run, layer.query_norm, queries)
+    _normalise_together(run, layer.key_norm, keys)
+    _mix(run, index, layer, queries, keys, values)
+    run.hooks.collect([layer.output.matrix], queries)
+    result = product(run.workers, queries, layer.output)
+    run.hooks.report(layer.output.matrix.name, result)
+    return result
+
+
+def _normalise_together(run: Run, norm: HeadNorm | None, values: Floats) -> None:
+    """Normalise all heads of each row as one, in place, where there is such a norm."""
+    if norm is not None and norm.together:
+        function = norm_function(run.configuration, norm.norms[0])
+        run.workers.map_rows(lambda rows: function(values[rows], values[rows]), len(values))
+
+
+def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, values: Floats) -> None:
+    """Replace ``queries`` (rows, heads * size) by what attention gathers from ``values`` (rows, kv heads * size)."""
+    configuration = run.configuration
+    size, kv_heads = configuration.head_size, configuration.kv_heads
+    group = configuration.heads // kv_heads
+    window, settings = configuration.layer_window(index), configuration.layer_rope(index)
+    query_norms = head_norms(configuration, layer.query_norm, configuration.heads)
+    key_norms = head_norms(configuration, layer.key_norm, kv_heads)
+    sinks = None if layer.sinks is None else layer.sinks.decode()
+    tables = [span.table if window is None else span.local_table for span in run.spans]
+    split_queries, split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (queries, keys, values))
+
+    turned = np.empty((kv_heads, len(keys), size), np.float32)
+
+    def turn_keys(task: tuple[int, int]) -> None:
+        number, head = task
+        rows = slice(run.spans[number].start, run.spans[number].stop)
+        part = slice(head, head + 1)
+        _turn(split_keys[rows, part], key_norms[part], settings, tables[number], turned[part, rows])
+
+    run.workers.map(turn_keys, [(number, head) for number in range(len(run.spans)) for head in range(kv_heads)])
+
+    known: list[tuple[Floats, Floats]] = []
+    for number, span in enumerate(run.spans):
+        own = turned[:, span.start : span.stop], split_values[span.start : span.stop].transpose(1, 0, 2)
+        known.append(own if run.cache is None else run.cache.extend(index, number, *own))
+
+    def gather(task: tuple[int, slice, int]) -> None:
+        """Attend from some positions of one sequence, for the query heads that share one head of keys."""
+        number, positions, head = task
+        span, table, heads = run.spans[number], tables[number], slice(head * group, (head + 1) * group)
+        mine = split_queries[span.start + positions.start : span.start + positions.stop, heads]
+        asked = np.empty((group, len(mine), size), np.float32)
+        _turn(mine, query_norms[heads], settings, None if table is None else table[positions], asked)
+        all_keys, all_values = (held[head : head + 1] for held in known[number])
+        seen = all_keys.shape[1] - (span.stop - span.start) + positions.stop
+        attend(
+            asked,
+            all_keys[:, :seen],
+            all_values[:, :seen],
+            mine,
+            scale=configuration.attention_scale,
+            cap=configuration.attention_soft_cap,
+            window=window,
+            sinks=None if sinks is None else sinks[heads],
+        )
+
+    run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(kv_heads)])
+
+
+def _turn(
+    rows: Floats,
+    norms: Sequence[Callable[[Floats, Floats], None]],
+    settings: RopeSettings | None,
+    table: NDArray[np.complex64] | None,
+    out: Floats,
+) -> None:
+    """Fill ``out`` (heads, n, size) with queries or keys (n, heads, size), each head normalised in place, and rotated."""
+    for head, norm in enumerate(norms):
+        norm(rows[:, head], rows[:, head])
+    if settings is None or table is None:
+        out[...] = rows.transpose(1, 0, 2)
+    else:
+        rotate(rows, table, settings, out)
