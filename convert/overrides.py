@@ -12,9 +12,9 @@ import numpy as np
 from ..errors import UsageError
 from ..formats.metadata import Field, Scalar, ValueType, numbers, strings
 
-__all__ = ["parse_override"]
+__all__ = ["TYPES", "parse_override", "type_name"]
 
-_TYPES: Final = MappingProxyType(
+TYPES: Final = MappingProxyType(
     {
         "u8": ValueType.UINT8,
         "i8": ValueType.INT8,
@@ -43,15 +43,25 @@ _LARGEST: Final = MappingProxyType(
     {ValueType.FLOAT32: float(np.finfo(np.float32).max), ValueType.FLOAT64: float(np.finfo(np.float64).max)}
 )
 _USUAL_INTEGERS: Final = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
-_REMEDY: Final = f"Write KEY=TYPE:VALUE, TYPE being int, {', '.join(_TYPES)}, or one of them with [] and a JSON list."
+_REMEDY: Final = f"Write KEY=TYPE:VALUE, TYPE being int, {', '.join(TYPES)}, or one of them with [] and a JSON list."
 
 
-def parse_override(text: str) -> tuple[str, Field]:
+def type_name(field: Field) -> str:
+    """Return the name of a value's type, as ``--override-kv`` takes it.
+
+    >>> type_name(strings(["a", "b"]))
+    'str[]'
+    """
+    names = {kind: name for name, kind in TYPES.items() if name != "float"}
+    return names[field.type] if field.element is None else f"{names[field.element]}[]"
+
+
+def parse_override(text: str, option: str = "--override-kv ") -> tuple[str, Field]:
     """Return key and value of ``KEY=TYPE:VALUE``.
 
     ``int``, llama.cpp's, is the first of u32, i32, u64 and i64 that holds the value; arrays are ``TYPE[]`` with a JSON list.
 
-    Raises UsageError for another form, a type that does not exist, or a value that the type cannot hold.
+    ``option`` is what stands before the text in messages. Raises UsageError for another form, a type that does not exist, or a value that the type cannot hold.
 
     >>> parse_override("llama.context_length=int:4096")
     ('llama.context_length', Field(type=<ValueType.UINT32: 4>, value=4096, element=None))
@@ -59,11 +69,11 @@ def parse_override(text: str) -> tuple[str, Field]:
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
     if not key or not equals or not colon:
-        raise UsageError(f"--override-kv {text!r} has not the form KEY=TYPE:VALUE", remedy=_REMEDY)
+        raise UsageError(f"{option}{text!r} has not the form KEY=TYPE:VALUE", remedy=_REMEDY)
     try:
         return key, _array(kind.removesuffix("[]"), value) if kind.endswith("[]") else _single(kind, value)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--override-kv {text!r}: {error}", remedy=_REMEDY) from error
+        raise UsageError(f"{option}{text!r}: {error}", remedy=_REMEDY) from error
 
 
 def _single(kind: str, text: str) -> Field:
@@ -97,9 +107,9 @@ def _type(kind: str, values: Sequence[object]) -> ValueType:
         found = [int(value) for value in values if isinstance(value, int | str)] or [0]
         fitting = (each for each in _USUAL_INTEGERS if _holds(each, min(found)) and _holds(each, max(found)))
         return next(fitting, ValueType.INT64)
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise ValueError(f"there is no type {kind!r}")
-    return _TYPES[kind]
+    return TYPES[kind]
 
 
 def _holds(kind: ValueType, value: int) -> bool:

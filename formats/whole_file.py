@@ -10,7 +10,7 @@ from typing import IO
 
 from ..errors import OutputError, OutputExistsError
 
-__all__ = ["refuse_existing", "whole_file"]
+__all__ = ["refuse_existing", "sync_folder", "whole_file"]
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -41,9 +41,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)

@@ -16,6 +16,7 @@ from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 from . import (
+    calibrate,
     chat,
     convert,
     generate,
@@ -24,6 +25,7 @@ from . import (
     inspect,
     lists,
     merge,
+    metadata,
     perplexity,
     quantize,
     split,
@@ -65,11 +67,13 @@ def build_app() -> typer.Typer:
         quantize,
         split,
         merge,
+        metadata,
         inspect,
         verify,
         validate,
         perplexity,
         imatrix,
+        calibrate,
         generate,
         chat,
         lists,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base import Format
-from .constants import MAGIC
+from .constants import MAGIC, MAGIC_DURING_EDIT
 from .reader import open_gguf
 from .verify import VerifyReport, verify_gguf
 from .writer import lay_out_gguf
@@ -20,7 +20,7 @@ def detect_gguf(path: Path) -> bool:
     """Whether ``path`` is a file that starts with GGUF's magic number; False where it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC)) in (MAGIC, MAGIC_DURING_EDIT)
     except OSError:
         return False
 

@@ -19,6 +19,7 @@ __all__ = [
     "HEX_DIGITS",
     "LONGEST_WRITTEN_NAME",
     "MAGIC",
+    "MAGIC_DURING_EDIT",
     "MAX_ALIGNMENT",
     "MAX_ARRAY_LENGTH",
     "MAX_BLOCK_COUNT",
@@ -30,6 +31,7 @@ __all__ = [
     "MAX_PARTS",
     "MAX_STRING_BYTES",
     "MAX_TENSORS",
+    "PAD_KEY",
     "REMOVED_TYPES",
     "SCALAR_CODES",
     "SPLIT_COUNT_KEY",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 MAGIC: Final = b"GGUF"
+MAGIC_DURING_EDIT: Final = b"GGU!"
+"""What a file begins with while its header is written over (:mod:`.edit`): no reader takes it for whole."""
 WRITTEN_VERSION: Final = 3
 DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_KEY: Final = "general.alignment"
@@ -74,6 +78,8 @@ DIGEST_HEADER_KEY: Final = "qconv.digest.header"
 DIGEST_ALGORITHM: Final = "sha256"
 HEX_DIGITS: Final = 64
 """Characters of a digest."""
+PAD_KEY: Final = "qconv.pad"
+"""A string without meaning, which keeps the data where they are when the metadata before them become shorter."""
 
 DTYPES: Final = MappingProxyType(
     {

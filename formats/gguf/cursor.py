@@ -7,21 +7,36 @@ no more memory than a small multiple of its file.
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from struct import Struct
 from struct import error as StructError
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import FormatError, TruncatedError
-from ..positional import PositionalFile
 from .strings import LazyStrings
 
-__all__ = ["Cursor"]
+__all__ = ["Cursor", "HeaderSource"]
 
 _FIRST_FETCH = 2**16
 _LARGEST_FETCH = 2**22
+
+
+class HeaderSource(Protocol):
+    """What a header can be read from: a file (:class:`qconv.formats.positional.PositionalFile`), or one that is yet to be."""
+
+    @property
+    def path(self) -> Path:
+        """Name of the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes from byte ``offset`` on, which are there."""
 
 
 @final
@@ -36,7 +51,7 @@ class Cursor:
 
     __slots__ = ("_buffer", "_count", "_file", "_may_end_in_nul", "_order", "position", "strip_nul")
 
-    def __init__(self, file: PositionalFile) -> None:
+    def __init__(self, file: HeaderSource) -> None:
         self._file = file
         self._buffer = bytearray()
         self._order = "<"

@@ -14,9 +14,8 @@ from pathlib import Path
 from ...errors import FormatError, TruncatedError
 from ...quantizers.base import Encoding
 from ..metadata import Field, ValueType
-from ..positional import PositionalFile
 from . import constants as c
-from .cursor import Cursor
+from .cursor import Cursor, HeaderSource
 from .strings import decode_text
 
 __all__ = ["Header", "TensorRecord", "parse_header"]
@@ -68,7 +67,7 @@ class Header:
     size: int
 
 
-def parse_header(file: PositionalFile, encodings: Mapping[str, Encoding]) -> Header:
+def parse_header(file: HeaderSource, encodings: Mapping[str, Encoding]) -> Header:
     """Read the header of ``file``; ``encodings`` are those that its tensors may have.
 
     Raises FormatError, or TruncatedError where the file ends before what it announces.
@@ -104,7 +103,14 @@ def parse_header(file: PositionalFile, encodings: Mapping[str, Encoding]) -> Hea
 
 
 def _read_version(cursor: Cursor) -> tuple[int, str]:
-    if cursor.take(min(len(c.MAGIC), cursor.remaining), "the magic number") != c.MAGIC:
+    magic = cursor.take(min(len(c.MAGIC), cursor.remaining), "the magic number")
+    if magic == c.MAGIC_DURING_EDIT:
+        cursor.position = 0
+        raise cursor.fail(
+            "a change of its metadata was interrupted",
+            remedy="Run qconv metadata show on it: that finishes the change, with what lies beside it.",
+        )
+    if magic != c.MAGIC:
         cursor.position = 0
         raise cursor.fail("this is no GGUF file: it does not start with the letters GGUF")
     version = cursor.integer("I", "the version")
@@ -214,7 +220,7 @@ def _encoding(cursor: Cursor, number: int, types: Mapping[int, Encoding], name: 
     return found
 
 
-def _check_placement(tensors: tuple[TensorRecord, ...], file: PositionalFile, alignment: int, data_start: int) -> None:
+def _check_placement(tensors: tuple[TensorRecord, ...], file: HeaderSource, alignment: int, data_start: int) -> None:
     """Refuse tensors that are misaligned, overlap, or reach beyond the end of the file."""
     end = data_start
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):

@@ -66,7 +66,7 @@ def _lay_out(
     own = {
         key: field
         for key, field in metadata.items()
-        if not key.startswith((c.SPLIT_PREFIX, c.DIGEST_PREFIX)) and key != c.ALIGNMENT_KEY
+        if not key.startswith((c.SPLIT_PREFIX, c.DIGEST_PREFIX)) and key not in (c.ALIGNMENT_KEY, c.PAD_KEY)
     }
     parts: list[Part] = []
     for number, group in enumerate(groups):
