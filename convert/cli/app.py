@@ -16,7 +16,6 @@ from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 from . import (
-    calibrate,
     chat,
     convert,
     generate,
@@ -73,7 +72,6 @@ def build_app() -> typer.Typer:
         validate,
         perplexity,
         imatrix,
-        calibrate,
         generate,
         chat,
         lists,
