@@ -317,9 +317,11 @@ class Unpacker:
         return packing.unpack(tensors, {"quantization_config": dict(settings)}, ENCODINGS)
 
     def close(self) -> None:
-        """Close every file."""
+        """Close and remove every file."""
         for file in self._files:
             file.close()
+            file.path.unlink()
+        self._files.clear()
 
 
 def rows_of(tensor: Tensor | StoredTensor, start: int = 0, stop: int | None = None) -> Floats:
