@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ...errors import MissingTensorError, ModelError, UnmappedTensorError
 from ...quantizers.base import Encoding
-from ..architectures import TRANSFORMS, Architecture, NameMap
+from ..architectures import Architecture, NameMap
 from ..base import Tensor
+from ..scales import scale_name
 from ..stored import CheckpointTensor, lazy_tensor
 from .configuration import Values
 from .matching import PLUGIN_HINT
+from .tensor_scales import transform_scaled
 
 __all__ = ["assemble", "check_names", "dropped_notes", "measured_values"]
 
@@ -119,14 +121,23 @@ def measured_values(
 
 
 def assemble(
-    names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Values, encodings: Mapping[str, Encoding]
+    names: NameMap,
+    tensors: Mapping[str, CheckpointTensor],
+    values: Values,
+    encodings: Mapping[str, Encoding],
+    scales: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Return canonical names to lazy tensors, in canonical order; raises EncodingError or ModelError for what cannot be presented."""
+    """Return canonical names to lazy tensors, in canonical order; raises EncodingError or ModelError for what cannot be presented.
+
+    ``scales`` are those of NVFP4 tensors, by the tensor's name; they come after the tensors that they belong to.
+    """
     found: dict[str, Tensor] = {}
     for item in names.mapped:
         sources = [lazy_tensor(tensors[name], encodings) for name in item.sources]
         arguments = {name: size.evaluate(values) for name, size in item.entry.arguments.items()}
-        results = TRANSFORMS[item.entry.transform].forward(sources, arguments)
+        results, scale = transform_scaled(item.entry.transform, sources, scales, arguments)
         for name, result in zip(item.gguf, results, strict=True):
             found[name] = replace(result, name=name)
+            if scale is not None:
+                found[scale_name(name)] = replace(scale, name=scale_name(name))
     return found

@@ -43,6 +43,7 @@ class Weights:
         container: facts for ``inspect``.
         spare: biases of zeros that a quantizer added.
         row_padding: rows of unpacked tensors are filled up to a multiple of it.
+        scales: of NVFP4 tensors, by the tensor's name.
     """
 
     tensors: Mapping[str, CheckpointTensor]
@@ -50,6 +51,7 @@ class Weights:
     container: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     spare: Mapping[str, CheckpointTensor] = field(default_factory=lambda: MappingProxyType({}))
     row_padding: int = 1
+    scales: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def with_quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,6 +94,7 @@ def unpack_weights(
         MappingProxyType({"packing": packing.name, **unpacked.facts}),
         unpacked.spare,
         unpacked.row_padding,
+        unpacked.scales,
     )
 
 

@@ -125,7 +125,9 @@ def _model(
     if not context.vocabulary_only:
         for name, table in described.rope.tables.items():
             tensors[name] = constant(name, table, f"{_CONFIG}: rotary scaling")
-        tensors |= assemble(described.names, described.weights.tensors, values, context.encodings)
+        tensors |= assemble(
+            described.names, described.weights.tensors, values, context.encodings, described.weights.scales
+        )
     card, card_notes = read_model_card(folder)
     experts = values.get("experts")
     label = size_label(tensors.values(), int(experts) if experts else None)

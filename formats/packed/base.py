@@ -20,6 +20,7 @@ from typing import Any
 
 from ...errors import FormatError, MissingTensorError
 from ...quantizers.base import Encoding
+from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import CheckpointTensor, StoredTensor
 
@@ -39,6 +40,7 @@ class Unpacked:
         notes: what else the user should know.
         spare: tensors that were left out, by name, and come back where the architecture asks for them: biases of zeros that a quantizer added.
         row_padding: unpacked tensors may have this many rows too many, less one, filled up to a multiple of it; the architecture tells how many count.
+        scales: of NVFP4 tensors, by the tensor's name: F32, one number or one for each matrix of a stack, by which all of it is multiplied.
     """
 
     tensors: Mapping[str, CheckpointTensor]
@@ -47,6 +49,7 @@ class Unpacked:
     notes: tuple[str, ...] = ()
     spare: Mapping[str, CheckpointTensor] = field(default_factory=lambda: MappingProxyType({}))
     row_padding: int = 1
+    scales: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ...errors import FormatError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["number_range", "replace_packed"]
+__all__ = ["number_range", "replace_packed", "replace_tensors"]
 
 _BIAS_MAX = 1 << 24  # elements; a larger one is no bias
 
@@ -28,9 +28,20 @@ def replace_packed(
 
     Quantizers add such biases to layers that have none. Raises FormatError where a weight is there both packed and plain.
     """
-    used = {module + suffix for module, parts in packed.items() for suffix in parts}
-    kept: dict[str, CheckpointTensor] = {name: stored for name, stored in tensors.items() if name not in used}
+    kept = replace_tensors(tensors, {module + suffix for module, parts in packed.items() for suffix in parts}, weights)
     spare: dict[str, CheckpointTensor] = {}
+    for module in packed:
+        bias = tensors.get(f"{module}.bias")
+        if bias is not None and _is_zero(bias):
+            spare[bias.name] = kept.pop(bias.name)
+    return kept, spare
+
+
+def replace_tensors(
+    tensors: Mapping[str, StoredTensor], used: Collection[str], weights: Mapping[str, Tensor]
+) -> dict[str, CheckpointTensor]:
+    """Return all tensors but those called ``used``, and then ``weights``; raises FormatError where a weight is there both packed and plain."""
+    kept: dict[str, CheckpointTensor] = {name: stored for name, stored in tensors.items() if name not in used}
     for name, tensor in weights.items():
         if name in kept:
             raise FormatError(
@@ -40,11 +51,7 @@ def replace_packed(
                 remedy="Remove the file that does not belong to this model.",
             )
         kept[name] = tensor
-    for module in packed:
-        bias = tensors.get(f"{module}.bias")
-        if bias is not None and _is_zero(bias):
-            spare[bias.name] = kept.pop(bias.name)
-    return kept, spare
+    return kept
 
 
 def _is_zero(bias: StoredTensor) -> bool:
