@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DAMPING", "Factor", "Feedback", "block_order", "column_order", "factorize"]
 
-DAMPING: Final = 0.01
+DAMPING: Final = 0.03
 """What is added to the diagonal of a second moment, relative to its mean."""
 
 _STEP: Final = 256  # columns that are factorized together

@@ -113,29 +113,18 @@ class HessianCollector:
         wanted: whether a tensor is collected, by name; matrices that share an input share its moment.
         skip_first: leave out the first position of every sequence, where BOS stands.
         workers: the pass's threads, to use here as well; None: the caller's thread alone.
-        expert: collect these experts of stacked tensors only; None: all.
     """
 
-    def __init__(
-        self,
-        wanted: Callable[[str], bool],
-        *,
-        skip_first: bool,
-        workers: Workers | None = None,
-        expert: Callable[[int], bool] | None = None,
-    ) -> None:
+    def __init__(self, wanted: Callable[[str], bool], *, skip_first: bool, workers: Workers | None = None) -> None:
         self._wanted = wanted
         self._skip_first = skip_first
         self._workers = workers
-        self._expert = expert
         self._moments: dict[tuple[tuple[str, ...], int | None], SecondMoment] = {}
         self._names: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, found: ProductInput) -> None:
         """Add one input; raises ModelError, naming the tensor, where it is not finite."""
         if not any(self._wanted(name) for name in found.names):
-            return
-        if found.expert is not None and self._expert is not None and not self._expert(found.expert):
             return
         values = found.values[found.positions > 0] if self._skip_first else found.values
         key = (found.names, found.expert)

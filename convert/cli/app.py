@@ -16,6 +16,7 @@ from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 from . import (
+    calibrate,
     chat,
     convert,
     generate,
@@ -72,6 +73,7 @@ def build_app() -> typer.Typer:
         validate,
         perplexity,
         imatrix,
+        calibrate,
         generate,
         chat,
         lists,

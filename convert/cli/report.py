@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["counter_bar", "human_bytes", "note", "print_json", "print_table", "progress_bar"]
+__all__ = ["counter_bar", "human_bytes", "listed", "note", "print_json", "print_table", "progress_bar"]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
 
@@ -28,6 +28,16 @@ def human_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+
+
+def listed(numbers: Sequence[int], most: int = 8) -> str:
+    """Return numbers, cut where there are many.
+
+    >>> listed([3, 5, 8], most=2)
+    '3, 5 and 1 more'
+    """
+    words = ", ".join(map(str, numbers[:most]))
+    return words + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
 
 
 def print_json(value: Mapping[str, Any]) -> None:

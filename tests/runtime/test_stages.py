@@ -8,7 +8,7 @@ from tiny_networks import FAMILIES, network, tokens
 
 from qconv.errors import UsageError
 from qconv.runtime.forward import forward
-from qconv.runtime.hessian import HessianCollector, SecondMoment, moment_bytes
+from qconv.runtime.hessian import HessianCollector, moment_bytes
 from qconv.runtime.hooks import ProductInput
 from qconv.runtime.stages import embed_batch, network_stages, run_stage, stage_inputs
 from qconv.runtime.workers import Workers
@@ -68,12 +68,3 @@ def test_moments_are_the_same_on_any_number_of_threads(columns: int) -> None:
     np.testing.assert_allclose(found[0].mean(), exact / 1500, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[0].diagonal, found[0].total.diagonal())
     assert sum(tile.nbytes for tile in found[0].tiles.values()) == moment_bytes(columns)
-
-
-def test_chosen_experts_alone_are_collected() -> None:
-    collector = HessianCollector(bool, skip_first=False, expert=lambda number: number == 2)
-    for expert in (1, 2):
-        index = np.arange(3)
-        collector(ProductInput(("stack",), np.ones((3, 4), np.float32), index, index, expert))
-    assert collector.moment("stack", 1) is None
-    assert isinstance(collector.moment("stack", 2), SecondMoment)
