@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Result:
     """What a finished conversion leaves.
 
     Attributes:
-        paths: the output's files, or its folder.
+        paths: the output's files, or its folder; where ``certify`` gave them other names, these.
         digests: SHA-256 of every tensor's bytes by name.
         seconds: wall time of execution and seal.
         resumed: number of tensors taken over from an earlier, interrupted run.
@@ -45,7 +45,7 @@ def run_plan(
     """Carry a plan out: nothing appears under the final name before it is whole.
 
     An interrupted run (Ctrl-C, a kill, a power cut) is continued by the next with the same plan; a failed one leaves nothing.
-    ``certify``, given the written tensors and their digests, returns the layout whose headers are to be sealed.
+    ``certify``, given the written tensors and their digests, returns the layout whose headers are to be sealed, and whose names the files get.
     Raises OutputExistsError, DiskFullError, BusyError, NonFiniteError, or what the source's reader raises.
     """
     started = time.monotonic()
@@ -53,12 +53,11 @@ def run_plan(
     if not layout.path.parent.is_dir():
         check_output(layout, plan.model.files, force)
     journal = Journal(journal_path(layout), plan.fingerprint(), temporary_names(layout))
-    paths = tuple(part.path for part in layout.parts) if layout.folder is None else (layout.folder,)
     if journal.sealed:  # killed between the seal and the last rename
         digests = dict(journal.digests)
-        finish_renames(layout)
+        finish_renames(layout, journal.names)
         journal.remove()
-        return Result(paths, digests, time.monotonic() - started, len(digests), {})
+        return Result(_paths(layout, journal.names), digests, time.monotonic() - started, len(digests), {})
     try:
         check_output(layout, plan.model.files, force)
         files = OutputFiles(layout, journal)
@@ -78,4 +77,17 @@ def run_plan(
         files.keep()
         raise
     files.seal(done.digests, certified)
-    return Result(paths, done.digests, time.monotonic() - started, done.resumed, done.replaced)
+    return Result(
+        _paths(layout if certified is None else certified),
+        done.digests,
+        time.monotonic() - started,
+        done.resumed,
+        done.replaced,
+    )
+
+
+def _paths(layout: Layout, names: Sequence[str] = ()) -> tuple[Path, ...]:
+    if layout.folder is not None:
+        return (layout.folder,)
+    found = tuple(part.path for part in layout.parts)
+    return tuple(path.with_name(name) for path, name in zip(found, names, strict=True)) if names else found

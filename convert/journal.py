@@ -1,8 +1,8 @@
 """The journal: what is done of an output, so that a killed job continues where it stopped.
 
 One JSON object per line. The first states the fingerprint of the job (sources, plan, options, version of qconv) and the files that
-it writes; then one line per finished tensor with the SHA-256 of its bytes; at last ``{"sealed": true}`` when every part is
-on disk and only the renames are left. A line cut short by a crash is ignored. The file is locked while a job runs.
+it writes; then one line per finished tensor with the SHA-256 of its bytes; at last ``{"sealed": true}``, with the names that the parts
+are to get, when every part is on disk and only the renames are left. A line cut short by a crash is ignored. The file is locked while a job runs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Journal:
     Attributes:
         digests: SHA-256 by tensor name, of the tensors that an earlier run finished.
         sealed: whether an earlier run had finished everything but the renames.
+        names: where it had, the names of the parts; empty for those of the layout.
         resumed: whether the journal of an earlier run with the same fingerprint was found.
         abandoned: files that another job of an earlier run was writing, which nobody will continue.
     """
@@ -34,6 +35,7 @@ class Journal:
         self._file = open_locked(path)
         self.digests: dict[str, str] = {}
         self.sealed = False
+        self.names: tuple[str, ...] = ()
         self.resumed = False
         lines = _parse(self._file.read())
         if lines and lines[0].get("fingerprint") == fingerprint:
@@ -41,7 +43,10 @@ class Journal:
             for line in lines[1:]:
                 if "tensor" in line:
                     self.digests[str(line["tensor"])] = str(line["sha256"])
-                self.sealed = self.sealed or bool(line.get("sealed"))
+                if line.get("sealed"):
+                    names = line.get("names")
+                    self.sealed = True
+                    self.names = tuple(str(name) for name in names) if isinstance(names, list) else ()
         else:
             before = lines[0].get("files") if lines else None
             self.abandoned = tuple(str(name) for name in before) if isinstance(before, list) else ()
@@ -49,7 +54,7 @@ class Journal:
 
     def restart(self) -> None:
         """Forget what an earlier run did."""
-        self.digests, self.sealed, self.resumed = {}, False, False
+        self.digests, self.sealed, self.names, self.resumed = {}, False, (), False
         self._file.seek(0)
         self._file.truncate()
         self._append(self._start)
@@ -58,9 +63,10 @@ class Journal:
         """Record that every byte of ``tensor`` was handed to the system."""
         self._append({"tensor": tensor, "sha256": digest})
 
-    def seal(self) -> None:
-        """Record, durably, that every part is whole and on disk under its temporary name."""
-        self._append({"sealed": True})
+    def seal(self, names: Sequence[str] = ()) -> None:
+        """Record, durably, that every part is whole and on disk under its temporary name, and which ``names`` they are to get."""
+        self.names = tuple(names)
+        self._append({"sealed": True, "names": list(names)})
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

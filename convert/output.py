@@ -214,7 +214,10 @@ class OutputFiles:
         return PositionalFile(self._paths[part]), start
 
     def seal(self, digests: Mapping[str, str], layout: Layout | None = None) -> None:
-        """Write headers and records (of ``layout``, if given), make everything durable, and put each part under its final name."""
+        """Write headers and records, make everything durable, and put each part under its final name.
+
+        Headers, records and the names of the files are those of ``layout``, if given.
+        """
         parts = (self.layout if layout is None else layout).parts
         try:
             self._flusher.close()
@@ -231,8 +234,8 @@ class OutputFiles:
             raise output_error(error, self.layout.path) from error
         self._close()
         try:
-            self.journal.seal()
-            finish_renames(self.layout)
+            self.journal.seal(() if layout is None else _names(layout))
+            finish_renames(self.layout, self.journal.names)
         except BaseException:
             self.journal.close()  # a rerun finds the seal, and finishes the renames
             raise
@@ -258,16 +261,23 @@ class OutputFiles:
         self._descriptors = []
 
 
-def finish_renames(layout: Layout) -> None:
-    """Give every sealed part its final name, the first one last, or the folder its own; what an earlier run renamed is left alone."""
+def finish_renames(layout: Layout, names: Sequence[str] = ()) -> None:
+    """Give every sealed part its final name, the first one last, or the folder its own; what an earlier run renamed is left alone.
+
+    ``names``, if any, are given to the parts instead of their own.
+    """
     if layout.folder is None:
-        for part in reversed(layout.parts):
+        for part, name in reversed(list(zip(layout.parts, names or _names(layout), strict=True))):
             temporary = temporary_path(part.path)
             if temporary.exists():
-                temporary.replace(part.path)
+                temporary.replace(part.path.with_name(name))
     else:
         put_in_place(temporary_path(layout.folder), layout.folder)
     sync_folder(layout.path.parent)
+
+
+def _names(layout: Layout) -> list[str]:
+    return [part.path.name for part in layout.parts]
 
 
 def output_error(error: OSError, path: Path) -> OutputError:

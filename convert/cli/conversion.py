@@ -89,15 +89,16 @@ def convert(
         report.note(f"{name}: {count:,} weights were not finite and are zero now")
     receipt = None if certifier is None else _keep_receipt(certifier, result.paths[0])
     if as_json:
-        shown = {} if receipt is None else {"receipt": receipt.to_dict()}
+        shown: dict[str, Any] = {"written": [str(path) for path in result.paths]}
+        shown |= {} if receipt is None else {"receipt": receipt.to_dict()}
         report.print_json(plan_as_json(plan) | _result_as_json(result) | shown)
     else:
         _show_result(plan, result)
-    if receipt is not None:
-        if not as_json:
-            show_receipt(receipt)
-        if not receipt.passed:
-            raise typer.Exit(1)
+    if receipt is not None and not as_json:
+        show_receipt(receipt)
+    if certifier is not None and result.paths[0] != plan.layout.path:
+        report.note(f"{plan.layout.path} was not written; the result that failed is {result.paths[0]}")
+        raise typer.Exit(1)
 
 
 def _keep_receipt(certifier: Certifier, result: Path) -> Receipt | None:

@@ -181,7 +181,7 @@ def test_damage_between_two_runs_is_mended(tmp_path: Path) -> None:
 def test_a_run_killed_between_seal_and_rename_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = WriteOptions(split_max_tensors=4)
     with monkeypatch.context() as patch:
-        patch.setattr("qconv.convert.output.finish_renames", lambda layout: (_ for _ in ()).throw(Stopped()))
+        patch.setattr("qconv.convert.output.finish_renames", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):
             convert(tmp_path, "out.gguf", write=write)
     assert not any(name.endswith(".gguf") for name in files(tmp_path))

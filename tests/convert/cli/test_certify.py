@@ -12,7 +12,7 @@ from broken import change
 from measuring import PROSE, subject
 from run_cli import Cli
 
-from qconv.convert import certify
+from qconv.convert import certify, output
 from qconv.runtime.identity import identify_model
 
 VALIDATE = ("--validate", PROSE, "--validate-context", 64, "--validate-chunks", 2)
@@ -63,13 +63,62 @@ def test_a_receipt_is_not_handed_on(cli: Cli, example_model: Path, tmp_path: Pat
     assert not stored(second)
 
 
-def test_a_failed_validation_is_told_and_kept(cli: Cli, example_model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    done = cli("hf-to-gguf", example_model, "-o", path, "--type", "q4_0", *VALIDATE, "--max-kld", "1e-6")
+TOO_STRICT = (*VALIDATE, "--max-kld", "1e-6")
+
+
+def test_what_fails_is_told_and_kept_aside(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    path, aside = tmp_path / "m.gguf", tmp_path / "m.rejected.gguf"
+    words = ("hf-to-gguf", example_model, "-o", path, "--type", "q4_0", *TOO_STRICT)
+    done = cli(*words)
     assert done.code == 1
     assert "failed: the mean divergence" in done.out
-    assert stored(path)["passed"] is False
-    assert cli("verify", path).code == 0
+    assert "was not written" in done.err
+    assert {it.name for it in tmp_path.iterdir()} == {aside.name, aside.name + ".receipt.json"}
+    assert stored(aside)["passed"] is False
+    assert cli("verify", aside).code == 0
+    refused = cli(*words)
+    assert refused.code == 1
+    assert "m.rejected.gguf" in refused.err
+    assert "Delete or rename it" in refused.err
+    done = cli(*words, "--force", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["written"] == [str(aside)]
+
+
+def test_what_fails_replaces_nothing(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    path, aside = tmp_path / "m.gguf", tmp_path / "m.rejected.gguf"
+    assert cli("hf-to-gguf", example_model, "-o", path, "--type", "q8_0").code == 0
+    before = path.read_bytes()
+    assert cli("hf-to-gguf", example_model, "-o", path, "--type", "q4_0", *TOO_STRICT, "--force").code == 1
+    assert path.read_bytes() == before
+    done = cli("quantize", aside, path, "--type", "q4_0", "--allow-requantize", *TOO_STRICT, "--force")
+    assert done.code == 1
+    assert "would replace the input itself" in done.err
+
+
+def test_parts_that_fail_stay_a_model(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    words = ("-o", tmp_path / "m.gguf", "--type", "q4_0", "--split-max-tensors", 30)
+    assert cli("hf-to-gguf", example_model, *words, *TOO_STRICT).code == 1
+    assert {it.name for it in tmp_path.glob("*.gguf")} == {f"m.rejected-0000{n}-of-00002.gguf" for n in (1, 2)}
+    assert cli("verify", tmp_path / "m.rejected-00001-of-00002.gguf").code == 0
+
+
+def test_a_kill_before_the_rename_does_not_turn_a_failure_into_a_success(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("hf-to-gguf", example_model, "-o", tmp_path / "m.gguf", "--type", "q4_0", *TOO_STRICT)
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "finish_renames", interrupt)
+        assert cli(*words).code == 1
+    assert not list(tmp_path.glob("*.gguf"))
+    done = cli(*words)
+    assert done.code == 1
+    assert "was not written" in done.err
+    assert [it.name for it in tmp_path.iterdir()] == ["m.rejected.gguf"]
 
 
 def test_a_split_output(cli: Cli, example_model: Path, tmp_path: Path) -> None:
