@@ -32,6 +32,7 @@ _ALIASES = {"su": "longrope", "none": "default"}
 _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
+_YARN_SLOPE = 0.1
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _local_theta(rope: Rope, local: Mapping[str, Any] | None, config: Mapping[st
 def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any], values: Values, path: Path) -> int:
     size = rope.dimensions.evaluate(values)
     share = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    number = 1.0 if share is None else finite_number(share)
+    number = rope.share if share is None else finite_number(share)
     if number is None or not 0 < number <= 1:
         raise ModelError(f"partial_rotary_factor is {share!r}, which must be above 0 and at most 1", path=path)
     rotated = int(size * number)
@@ -201,7 +202,9 @@ def _yarn(source: _Source) -> RopeResult:
     factor, original = source.stretch(), source.original_context()
     fast, slow = source.number("beta_fast", _BETA_FAST), source.number("beta_slow", _BETA_SLOW)
     truncate = source.parameters.get("truncate") is not False
-    slope = 0.1 * math.log(factor) if factor > 1 else 0.0
+    if source.rope.log_multiplier:
+        return _yarn_in_logits(source, factor, original, (fast, slow), truncate)
+    slope = _YARN_SLOPE * math.log(factor) if factor > 1 else 0.0
     attention = slope + 1.0
     if source.parameters.get("attention_factor") is not None:
         attention = source.number("attention_factor")
@@ -212,18 +215,47 @@ def _yarn(source: _Source) -> RopeResult:
         "rope.scaling.yarn_beta_fast": float32(fast),
         "rope.scaling.yarn_beta_slow": float32(slow),
     }
-    usual = (fast, slow, truncate) == (_BETA_FAST, _BETA_SLOW, True)
+    usual = _is_usual(fast, slow, truncate)
     if not usual and source.rope.frequency_table:
         metadata["rope.scaling.attn_factor"] = float32(attention)
         return RopeResult(metadata, {_TABLE: _yarn_divisors(source, factor, original, (fast, slow), truncate)})
     metadata |= {"rope.scaling.type": string("yarn"), "rope.scaling.factor": float32(factor)}
     if attention != slope + 1.0:
         metadata["rope.scaling.attn_factor"] = float32(attention / (slope + 1.0))
-    note = (
+    return RopeResult(metadata, notes=() if usual else (_betas_note(fast, slow, truncate),))
+
+
+def _is_usual(fast: float, slow: float, truncate: bool) -> bool:
+    return (fast, slow, truncate) == (_BETA_FAST, _BETA_SLOW, True)
+
+
+def _betas_note(fast: float, slow: float, truncate: bool) -> str:
+    return (
         f"yarn with beta_fast {fast:g}, beta_slow {slow:g}{'' if truncate else ', not truncated'}: llama.cpp runs this family "
         f"with {_BETA_FAST:g} and {_BETA_SLOW:g}, truncated, and so gives other results"
     )
-    return RopeResult(metadata, notes=() if usual else (note,))
+
+
+def _yarn_in_logits(
+    source: _Source, factor: float, original: int, betas: tuple[float, float], truncate: bool
+) -> RopeResult:
+    """Return yarn of a family that multiplies attention's logits: cosines and sines have what is left, which must be nothing."""
+    share, other = source.parameters.get("mscale_all_dim"), source.parameters.get("mscale")
+    equal = finite_number(other) == finite_number(share) is not None
+    if not share or not equal or source.parameters.get("attention_factor") is not None:
+        source.fail(
+            f"yarn has mscale {other!r} and mscale_all_dim {share!r}: GGUF has room for one number, so they must be equal, and not 0, "
+            "and there must be no attention_factor"
+        )
+    metadata = {
+        "rope.scaling.type": string("yarn"),
+        "rope.scaling.factor": float32(factor),
+        "rope.scaling.original_context_length": uint32(original),
+        "rope.scaling.yarn_beta_fast": float32(betas[0]),
+        "rope.scaling.yarn_beta_slow": float32(betas[1]),
+        "rope.scaling.yarn_log_multiplier": float32(_YARN_SLOPE * source.number("mscale_all_dim")),
+    }
+    return RopeResult(metadata, notes=() if _is_usual(*betas, truncate) else (_betas_note(*betas, truncate),))
 
 
 def _yarn_divisors(

@@ -45,6 +45,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_embd": 16,
         "n_positions": 32,
     },
+    "gpt-oss": CONFIG
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "head_dim": 8,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "sliding_window": 4,
+    },
 }  # fmt: skip
 
 
@@ -65,6 +74,8 @@ def hf_shapes(
         layers = range(int(values["layers"])) if entry.per_layer else (0,)
         experts = range(int(values["experts"])) if entry.per_expert else (0,)
         for layer in layers:
+            if entry.when is not None and not entry.when.holds({**values, "layer": layer}):
+                continue
             for expert in experts:
                 for name, shape in zip(entry.hf, entry.shapes, strict=True):
                     filled = name.replace("{layer}", str(layer)).replace("{expert}", str(expert))

@@ -60,6 +60,7 @@ FACTORS = {
     "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0],
 }
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0} | FACTORS
+GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 
 CASES = (
@@ -91,6 +92,8 @@ CASES = (
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
     case("phi3-short", "Phi3ForCausalLM", original_max_position_embeddings=512, max_position_embeddings=4096, rope_parameters=LONGROPE),
     case("phi4-partial", "Phi3ForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}),
+    case("gpt-oss", "GptOssForCausalLM", **GPT_OSS, rope_parameters=yarn(truncate=True)),
+    case("gpt-oss-plain", "GptOssForCausalLM", **GPT_OSS, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_hidden_layers=3),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip
 

@@ -14,12 +14,18 @@ Floats = NDArray[np.float32]
 
 
 def written_out(
-    queries: Floats, keys: Floats, values: Floats, scale: float, cap: float | None, window: int | None
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    scale: float,
+    cap: float | None,
+    window: int | None,
+    sinks: Floats | None = None,
 ) -> NDArray[np.float64]:
     """The definition, one query at a time."""
-    heads, count, size = queries.shape
+    heads, count, _ = queries.shape
     before = keys.shape[1] - count
-    out = np.zeros((count, heads, size))
+    out = np.zeros((count, heads, values.shape[2]))
     for head in range(heads):
         of = head // (heads // len(keys))
         for i in range(count):
@@ -29,7 +35,8 @@ def written_out(
             if cap is not None:
                 logits = cap * np.tanh(logits / cap)
             weights = np.exp(logits - logits.max())
-            out[i, head] = weights @ values[of, first:last].astype(np.float64) / weights.sum()
+            total = weights.sum() + (0.0 if sinks is None else np.exp(float(sinks[head]) - logits.max()))
+            out[i, head] = weights @ values[of, first:last].astype(np.float64) / total
     return out
 
 
@@ -53,6 +60,27 @@ def test_tiles_give_what_the_definition_gives(
         out = np.full((count, heads, 8), np.nan, np.float32)
         attend(queries, keys, values, out, scale=0.35, cap=cap, window=window, query_tile=query_tile, key_tile=key_tile)
         assert np.abs(out - wanted).max() < 2e-6
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sinks_take_their_share_and_give_nothing(window: int | None) -> None:
+    queries, keys, values = random_heads(4, 2, 37, 50)
+    sinks = np.array([-30.0, 0.0, 4.0, 40.0], np.float32)
+    wanted = written_out(queries, keys, values, 0.35, None, window, sinks)
+    assert np.abs(wanted[:, 3]).max() < 1e-5 < np.abs(wanted[:, 2]).max()
+    for query_tile, key_tile in ((128, 1024), (8, 8), (16, 5)):
+        out = np.empty((37, 4, 8), np.float32)
+        attend(
+            queries, keys, values, out, scale=0.35, window=window, sinks=sinks, query_tile=query_tile, key_tile=key_tile
+        )
+        assert np.abs(out - wanted).max() < 2e-6
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    queries, keys, values = random_heads(4, 1, 20, 30)
+    out = np.empty((20, 4, 3), np.float32)
+    attend(queries, keys, values[:, :, 5:], out, scale=0.35, query_tile=8, key_tile=8)
+    assert np.abs(out - written_out(queries, keys, values[:, :, 5:], 0.35, None, None)).max() < 2e-6
 
 
 def test_logits_far_apart_between_tiles_are_exact() -> None:

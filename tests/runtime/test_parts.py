@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from tiny_networks import in_memory
 
 from qconv.formats.base import Model
 from qconv.runtime.configuration import Routing
-from qconv.runtime.elementwise import ACTIVATIONS, layer_norm, rms_norm, soft_cap, softmax
-from qconv.runtime.feed_forward import dense, mixture
+from qconv.runtime.elementwise import ACTIVATIONS, JOINING, layer_norm, rms_norm, sigmoid, soft_cap, softmax
+from qconv.runtime.feed_forward import choose_experts, dense, mixture
 from qconv.runtime.hooks import Hooks
 from qconv.runtime.layers import Dense, Experts
 from qconv.runtime.network import load_network
@@ -30,6 +31,10 @@ def silu(x: Wide) -> Wide:
 
 
 def gelu(x: Wide) -> Wide:
+    return np.asarray(0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
+
+
+def gelu_tanh(x: Wide) -> Wide:
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
@@ -48,7 +53,7 @@ def test_norms() -> None:
     assert np.array_equal(again, out)
 
 
-@pytest.mark.parametrize(("name", "definition"), [("silu", silu), ("gelu_tanh", gelu)])
+@pytest.mark.parametrize(("name", "definition"), [("silu", silu), ("gelu", gelu), ("gelu_tanh", gelu_tanh)])
 def test_activations(name: str, definition: object) -> None:
     assert callable(definition)
     found = VALUES.copy()
@@ -58,6 +63,24 @@ def test_activations(name: str, definition: object) -> None:
     with np.errstate(over="ignore"):
         ACTIVATIONS[name](extreme)
     assert np.allclose(extreme, [[0, 0, 0, 90, 1e4]], atol=1e-30)
+
+
+def test_the_gate_of_gpt_oss() -> None:
+    """Beyond 7 it is clamped, the gate above alone."""
+    gate, up = VALUES[:150].copy(), VALUES[150:].copy()
+    wide_gate, wide_up = gate.astype(np.float64), up.astype(np.float64)
+    assert min(wide_gate.max(), wide_up.max(), -wide_gate.min(), -wide_up.min()) > 8
+    JOINING["swiglu_oai"](gate, up)
+    clamped = np.minimum(wide_gate, 7)
+    wanted = clamped / (1 + np.exp(-1.702 * clamped)) * (np.clip(wide_up, -7, 7) + 1)
+    assert np.abs(up - wanted).max() < 2e-5
+
+
+def test_sigmoid() -> None:
+    found = VALUES * np.float32(100)
+    sigmoid(found)
+    wide = VALUES.astype(np.float64) * np.float32(100)
+    assert np.abs(found - np.where(wide < 0, np.exp(np.minimum(wide, 0)), 1) / (1 + np.exp(-np.abs(wide)))).max() < 1e-6
 
 
 def test_soft_cap_and_softmax() -> None:
@@ -101,7 +124,31 @@ def test_a_mixture_weighs_its_best_experts(name: str, used: int) -> None:
         assert np.abs(found[row] - wanted).max() < 1e-4
 
 
-@pytest.mark.parametrize(("name", "activation"), [("llama", silu), ("gemma2", gelu), ("phi3", silu), ("gpt2", gelu)])
+@pytest.mark.parametrize("by_maximum", [False, True])
+@pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_experts_come_from_the_best_groups(
+    gating: Literal["softmax", "sigmoid"], by_maximum: bool, normalised: bool
+) -> None:
+    """Four groups of three; the bias counts for the choice alone."""
+    random = np.random.default_rng(5)
+    logits, bias = random.standard_normal((50, 12), np.float32), random.standard_normal(12, np.float32) / np.float32(4)
+    routing = Routing(gating, 4, normalised, 2.5, groups=4, groups_used=2, by_maximum=by_maximum)
+    chosen, weights = choose_experts(logits.copy(), routing, bias)
+    for row, own in enumerate(logits.astype(np.float64)):
+        scores = np.exp(own) / np.exp(own).sum() if gating == "softmax" else 1 / (1 + np.exp(-own))
+        preferred = scores + bias
+        groups = [sorted(preferred[first : first + 3], reverse=True) for first in range(0, 12, 3)]
+        best = sorted(range(4), key=lambda group: -(groups[group][0] if by_maximum else sum(groups[group][:2])))[:2]
+        wanted = sorted((item for item in range(12) if item // 3 in best), key=lambda item: -preferred[item])[:4]
+        assert chosen[row].tolist() == wanted
+        share = scores[wanted] * 2.5 / (scores[wanted].sum() if normalised else 1)
+        assert np.abs(weights[row] - share).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [("llama", silu), ("gemma2", gelu_tanh), ("phi3", silu), ("gpt2", gelu_tanh)]
+)
 def test_each_kind_of_feed_forward(name: str, activation: object) -> None:
     assert callable(activation)
     model = in_memory(name, Path("tiny"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import gguf
 import gguf.constants
@@ -10,6 +11,7 @@ import pytest
 from huggingface_folder import CONFIGS, hf_shapes
 
 from qconv.formats.architectures import TRANSFORMS, Architecture, built_in_architectures, map_names
+from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lambda item: item.name)
 
@@ -42,10 +44,18 @@ def test_names_agree_with_gguf(architecture: Architecture) -> None:
         name = entry.hf[0].replace("{layer}", "3")
         if entry.per_expert:  # the gguf package lists the stacked form
             name = name.replace("experts.{expert}", "experts")
-        stem, _, suffix = name.rpartition(".")
+        stem, suffix = _stem(name)
         assert f"{table.get_name(stem)}.{suffix}" == entry.gguf[0].replace("{layer}", "3")
         compared += 1
     assert compared > 8
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """Return what the gguf package lists, and the suffix: parameters of a module of their own end in neither weight nor bias."""
+    stem, _, suffix = name.rpartition(".")
+    if suffix in ("weight", "bias"):
+        return stem, suffix
+    return (name.removesuffix("_bias"), "bias") if suffix.endswith("_bias") else (name, "weight")
 
 
 @ALL
@@ -61,8 +71,7 @@ def test_keys_are_gguf_keys(architecture: Architecture) -> None:
 def test_a_whole_checkpoint_maps(architecture: Architecture) -> None:
     config = CONFIGS[architecture.name]
     shapes = hf_shapes(architecture, config)
-    values = {"layers": 2, "experts": 3, "tied": "lm_head.weight" not in shapes}
-    found = map_names(architecture, shapes, values)
+    found = map_names(architecture, shapes, read_hyper_parameters(architecture, config, Path("config.json")))
     assert not (found.unmapped or found.missing or found.ambiguous or found.dropped)
     names = [name for item in found.mapped for name in item.gguf]
     assert len(set(names)) == len(names)
@@ -72,7 +81,7 @@ def test_a_whole_checkpoint_maps(architecture: Architecture) -> None:
 @ALL
 def test_every_tensor_can_be_dropped_and_is_then_missing(architecture: Architecture) -> None:
     shapes = hf_shapes(architecture, CONFIGS[architecture.name])
-    values = {"layers": 2, "experts": 3, "tied": "lm_head.weight" not in shapes}
+    values = read_hyper_parameters(architecture, CONFIGS[architecture.name], Path("config.json"))
     for name in shapes:
         found = map_names(architecture, [other for other in shapes if other != name], values)
         assert name in found.missing
@@ -80,5 +89,5 @@ def test_every_tensor_can_be_dropped_and_is_then_missing(architecture: Architect
 
 def test_every_transform_but_the_joins_is_used_or_an_inverse() -> None:
     used = {entry.transform for architecture in built_in_architectures() for entry in architecture.tensors}
-    latest = {"separate_rows", "separate_columns", "transpose_and_separate_rows", "gather_groups", "split_latent"}
+    latest = {"gather_groups", "split_latent"}
     assert set(TRANSFORMS) - used == {"fuse_rows"} | latest  # for plugins, and for the way back of split_rows
