@@ -228,7 +228,7 @@ def _divided(layer: Tensor, scales: StoredTensor) -> Tensor:
 PACKING = Packing(
     name="awq",
     label="AWQ",
-    description="AWQ at 4 bits: versions gemm and gemv, zero points",
+    description="versions gemm and gemv at 4 bits, with zero points",
     methods=("awq",),
     recognises=_recognises,
     unpack=_unpack,

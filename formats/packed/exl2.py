@@ -231,7 +231,7 @@ def _joined(name: str, parts: Iterable[Tensor]) -> Tensor:
 PACKING = Packing(
     name="exl2",
     label="EXL2",
-    description="EXL2 (ExLlamaV2): 2, 3, 4, 5, 6 and 8 bits mixed within a matrix, inputs reordered; float16 arithmetic, bit for bit",
+    description="2, 3, 4, 5, 6 and 8 bits mixed within a matrix, inputs reordered; float16 arithmetic, bit for bit",
     methods=("exl2",),
     recognises=_recognises,
     unpack=_unpack,

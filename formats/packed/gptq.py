@@ -248,7 +248,7 @@ def _group_size(scales: StoredTensor, inputs: int, groups: int, settings: _Setti
 PACKING = Packing(
     name="gptq",
     label="GPTQ",
-    description="GPTQ at 2, 3, 4 and 8 bits: formats gptq, gptq_v2 and gptq_p, with or without reordered inputs",
+    description="formats gptq and gptq_v2 at 2, 3, 4 and 8 bits, gptq_p at 2 to 8; with or without reordered inputs",
     methods=("gptq",),
     recognises=_recognises,
     unpack=_unpack,

@@ -1,6 +1,6 @@
 """What AutoGPTQ and AutoAWQ packed and restored: ``integer_vectors.json`` holds their tensors and weights, with their versions.
 
-Neither package installs beside a current torch without a GPU, so the vectors were made once, with the modules that need none.
+They were made once, with those modules of the packages that need no GPU.
 """
 
 from __future__ import annotations
