@@ -30,7 +30,7 @@ from ..formats.gguf.constants import (
 from ..formats.gguf.edit import edit_journal, finish_edit, new_header, write_in_place
 from ..formats.gguf.header import Header, parse_header
 from ..formats.gguf.verify import header_digest, read_digests
-from ..formats.metadata import Field
+from ..formats.metadata import Field, ValueType
 from ..formats.positional import PositionalFile
 from ..formats.whole_file import whole_file
 from ..plugins.registry import nearest
@@ -97,7 +97,11 @@ def same_value(one: Field | None, other: Field | None) -> bool:
         return np.array_equal(one.value, other.value, equal_nan=one.value.dtype.kind == "f")
     if one.is_array and other.is_array:
         return list(one.value) == list(other.value)  # type: ignore[arg-type]  # arrays of strings are sequences
-    return one.value == other.value or (one.value != one.value and other.value != other.value)
+    if isinstance(one.value, float) and isinstance(other.value, float):
+        dtype = np.float32 if one.type is ValueType.FLOAT32 else np.float64  # as precise as a file holds it
+        with np.errstate(over="ignore"):
+            return bool(np.array_equal(dtype(one.value), dtype(other.value), equal_nan=True))
+    return one.value == other.value
 
 
 def edit_metadata(

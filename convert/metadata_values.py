@@ -21,7 +21,17 @@ from .edit_metadata import recover
 from .opening import open_model
 from .overrides import TYPES, parse_override, type_name
 
-__all__ = ["as_json", "as_text", "keys_to_copy", "matching", "parse_assignments", "read_metadata", "type_and_length"]
+__all__ = [
+    "as_json",
+    "as_text",
+    "element_text",
+    "finite",
+    "keys_to_copy",
+    "matching",
+    "parse_assignments",
+    "read_metadata",
+    "type_and_length",
+]
 
 _FIRST: Final = 4  # elements of an array that are shown
 _SHORT: Final = 16  # elements that JSON shows in any case
@@ -107,9 +117,9 @@ def as_json(field: Field, full: bool) -> dict[str, object]:
     """Return type and value; of a longer array, without ``full``, its length and first elements."""
     value = field.value
     if isinstance(value, bool | int | float | str):
-        return {"type": type_name(field), "value": _finite(plain_value(field))}
+        return {"type": type_name(field), "value": finite(plain_value(field))}
     whole = full or len(value) <= _SHORT
-    shown = [_finite(plain_value(Field(field.element or field.type, it))) for it in _elements(field, whole)]
+    shown = [finite(plain_value(Field(field.element or field.type, it))) for it in _elements(field, whole)]
     return {"type": type_name(field), "length": len(value), "value" if whole else "first": shown}
 
 
@@ -148,6 +158,15 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _finite(value: object) -> object:
+def element_text(field: Field, index: int) -> str:
+    """Return one element of an array for people, ``nothing`` where it is shorter."""
+    value = field.value
+    if isinstance(value, bool | int | float | str) or index >= len(value):
+        return "nothing"
+    element = value[index]
+    return f'"{_line(element, _LONGEST)}"' if isinstance(element, str) else _word(element)
+
+
+def finite(value: object) -> object:
     """Return the value as JSON has it, which knows no NaN."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

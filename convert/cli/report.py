@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["counter_bar", "human_bytes", "listed", "note", "print_json", "print_table", "progress_bar"]
+__all__ = ["counter_bar", "error", "human_bytes", "listed", "note", "print_json", "print_table", "progress_bar"]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
 
@@ -74,6 +74,13 @@ def console(stderr: bool = False) -> Console:
 def note(text: str) -> None:
     """Print a remark on standard error."""
     console(stderr=True).print(f"note: {text}", style="yellow", soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """Print on standard error what went wrong, for commands that choose their exit code themselves."""
+    screen = console(stderr=True)
+    screen.print("error: ", style="bold red", end="")
+    screen.print(text, soft_wrap=True)
 
 
 @contextmanager
