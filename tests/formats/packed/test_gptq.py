@@ -159,6 +159,13 @@ def test_impossible_settings_name_the_key(change: dict[str, Any], words: str, un
     assert error.remedy
 
 
+def test_marlins_tensors_are_refused_by_name(unpack: Unpacker) -> None:
+    tensors = {".B": int32(np.zeros((6, 128), np.uint32)), ".s": ("F16", (3, 64), bytes(384))}
+    stored = unpack.checkpoint({f"x{suffix}": value for suffix, value in tensors.items()})
+    assert PACKING.recognises({"quantization_config": settings(4, 32)}, stored)
+    assert "checkpoint_format: 'marlin'" in str(failure(unpack, FormatError, tensors, settings(4, 32)))
+
+
 @pytest.mark.parametrize("suffix", [".qzeros", ".scales"])
 def test_a_missing_tensor_is_named(suffix: str, unpack: Unpacker) -> None:
     tensors = {key: value for key, value in packed(bits=4, group_size=32).tensors.items() if key != suffix}
