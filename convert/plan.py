@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EncodingError, OutputError, UsageError
 from ..formats.base import Format, Layout, Model, OutputTensor, Tensor, WriteOptions
 from ..formats.metadata import Field, string, uint32
+from ..formats.scales import fold_scales
 from ..quantizers.base import EncodeOptions, Encoding, ImportanceUse
 from ..quantizers.recipes.choose import unmatched_rules
 from ..quantizers.recipes.facts import TensorInfo
@@ -151,6 +153,8 @@ def make_plan(
         raise OutputError(f"{target.name} files can be read but not written")
     if not model.tensors and settings.imatrix is not None:
         raise UsageError("a vocabulary alone has no weights for an importance matrix")
+    if target.encodings:  # scales beside tensors are GGUF's
+        model = replace(model, tensors=MappingProxyType(fold_scales(model.tensors)))
     if target.prepare is not None:
         model = target.prepare(model)
     asked = COPY if settings.type_name.lower() == "auto" else settings.type_name
@@ -178,7 +182,15 @@ def make_plan(
     ordered = [model.tensors[name] for name in names]
     infos = [TensorInfo(tensor.name, tensor.shape, tensor.encoding.name) for tensor in ordered]
     choices = choose_encodings(model, infos, target, request, encodings)
-    steps = tuple(_step(tensor, choice, encodings, importance) for tensor, choice in zip(ordered, choices, strict=True))
+    changed = [
+        tensor.name for tensor, choice in zip(ordered, choices, strict=True) if choice.encoding != tensor.encoding.name
+    ]
+    tensors = fold_scales(model.tensors, changed)
+    steps = tuple(
+        _step(tensors[tensor.name], choice, encodings, importance)
+        for tensor, choice in zip(ordered, choices, strict=True)
+        if tensor.name in tensors
+    )
     metadata = _metadata(model, file_type, steps, settings, importance)
     write = replace(settings.write, side_files=_side_files(model, settings))
     if settings.keep_split:

@@ -6,7 +6,7 @@ number, or one for each expert of a stack. Whoever wants the weights themselves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -67,10 +67,10 @@ def folded(tensor: Tensor, scale: Tensor) -> Tensor:
     return replace(tensor, encoding=_F32, read=read)
 
 
-def fold_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with every scale folded into the weights that it belongs to, in the same order."""
+def fold_scales(tensors: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Return the tensors, in the same order, with the scales of those called ``names``, of all if None, folded into the weights."""
     found = dict(tensors)
-    for name in tensors:
+    for name in tensors if names is None else names:
         scale = scale_of(tensors, name)
         if scale is not None:
             found[name] = folded(tensors[name], scale)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.architectures import Architecture
 from ..formats.base import Model, Tensor
+from ..formats.scales import fold_scales
 from .build import build_block
 from .configuration import Configuration, read_configuration
 from .layers import Block, Norm
@@ -60,6 +62,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
     Raises MissingTensorError, ShapeError or UnmappedTensorError (a tensor that the pass would ignore) with the name, and what
     :func:`~.configuration.read_configuration` raises.
     """
+    model = replace(model, tensors=MappingProxyType(fold_scales(model.tensors)))
     configuration = read_configuration(model, architectures)
     place = Place(model, configuration)
     rotated = 0 if configuration.rope is None else configuration.rope.dimensions // 2

@@ -14,7 +14,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    without = ("allow_requantize", "keep_split", "prune_layers")
+    without = ("keep_split", "prune_layers")
     app.command("hf-to-gguf")(with_conversion_options(hf_to_gguf, without=without))
 
 

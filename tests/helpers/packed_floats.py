@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from huggingface_folder import Stored
@@ -40,9 +42,16 @@ def float8(code: int, exponent_bits: int = 4) -> float:
 E4M3 = tuple(float8(code) for code in range(256))
 
 
-def nearest(table: Sequence[float], value: float) -> int:
+@cache
+def _ascending(table: Sequence[float]) -> list[tuple[float, int]]:
+    return sorted((value, code) for code, value in enumerate(table) if not math.isnan(value))
+
+
+def nearest(table: tuple[float, ...], value: float) -> int:
     """Return the code of the number nearest to ``value``."""
-    return min(range(len(table)), key=lambda code: math.inf if math.isnan(table[code]) else abs(table[code] - value))
+    ascending = _ascending(table)
+    place = bisect_left(ascending, (value, -1))
+    return min(ascending[max(0, place - 1) : place + 1], key=lambda pair: abs(pair[0] - value))[1]
 
 
 def f32(values: Floats) -> Stored:
@@ -75,7 +84,7 @@ def bitsandbytes_4bit(
     kind: str = "nf4", block: int = 64, dtype: str = "bfloat16", nested: int | None = None, storage: str = "U8"
 ) -> Packer:
     """Return a packer of NF4 or FP4; ``nested`` is the number of blocks whose scales share a scale."""
-    table = [float(np.float32(value)) for value in (NF4 if kind == "nf4" else FP4)]
+    table = tuple(float(np.float32(value)) for value in (NF4 if kind == "nf4" else FP4))
 
     def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
         flat = [float(value) for value in weights.reshape(-1)]
@@ -93,7 +102,9 @@ def bitsandbytes_4bit(
                 np.float32(max(abs(value) for value in centred[start : start + nested]) or 1.0)
                 for start in range(0, len(centred), nested)
             ]
-            codes = [nearest(grid.tolist(), value / float(outer[i // nested])) for i, value in enumerate(centred)]
+            codes = [
+                nearest(tuple(grid.tolist()), value / float(outer[i // nested])) for i, value in enumerate(centred)
+            ]
             scales = [np.float32(np.float32(grid[code] * outer[i // nested]) + offset) for i, code in enumerate(codes)]
             tensors[".weight.absmax"] = octets(codes)
             tensors[".weight.nested_absmax"] = f32(np.array(outer, np.float32))
