@@ -161,16 +161,16 @@ def _edit(
             }
         )
         return
-    _show(done, dry_run)
+    _show(model, done, dry_run)
 
 
-def _show(done: Edited, dry_run: bool) -> None:
+def _show(model: Path, done: Edited, dry_run: bool) -> None:
     from ..metadata_values import as_text, type_and_length
     from . import report
 
     screen = report.console()
     if not done.changes:
-        screen.print(f"{done.path}: nothing to change", soft_wrap=True)
+        screen.print(f"{model}: nothing to change", soft_wrap=True)
         return
     rows = [
         (
@@ -184,6 +184,6 @@ def _show(done: Edited, dry_run: bool) -> None:
     report.print_table("", ("key", "type", "before", "after"), rows)
     verb = "would write" if dry_run else "wrote"
     how = f"{verb} {done.bytes_written:,} bytes" + (" over the header" if done.in_place else ", the whole file anew")
-    screen.print(f"\n{done.path}: {how}", soft_wrap=True)
+    screen.print(f"\n{model}: {how}", soft_wrap=True)
     for text in done.notes:
         report.note(text)
