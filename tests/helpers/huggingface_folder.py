@@ -18,6 +18,18 @@ Stored = tuple[str, tuple[int, ...], bytes]  # dtype, shape, data
 SIZES = {"vocab_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIG: dict[str, Any] = SIZES | {"hidden_size": 16, "intermediate_size": 20, "max_position_embeddings": 64}
 
+LATENT = {
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 12,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "mixtral": CONFIG
@@ -44,6 +56,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_head": 4,
         "n_embd": 16,
         "n_positions": 32,
+    },
+    "deepseek2": CONFIG | LATENT | {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2"},
+    "deepseek3": CONFIG
+    | LATENT
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 6,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
     },
     "gpt-oss": CONFIG
     | {

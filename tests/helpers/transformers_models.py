@@ -60,6 +60,10 @@ FACTORS = {
     "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0],
 }
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0} | FACTORS
+LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 
@@ -92,9 +96,18 @@ CASES = (
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
     case("phi3-short", "Phi3ForCausalLM", original_max_position_embeddings=512, max_position_embeddings=4096, rope_parameters=LONGROPE),
     case("phi4-partial", "Phi3ForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}),
+    case("deepseek2", "DeepseekV2ForCausalLM", **LATENT, q_lora_rank=48),
+    case("deepseek2-lite", "DeepseekV2ForCausalLM", **LATENT | {"num_hidden_layers": 27}, q_lora_rank=None, routed_scaling_factor=2.5, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
+    case("deepseek3", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0),
+    case("deepseek3-groups-yarn", "DeepseekV3ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
     case("gpt-oss", "GptOssForCausalLM", **GPT_OSS, rope_parameters=yarn(truncate=True)),
     case("gpt-oss-plain", "GptOssForCausalLM", **GPT_OSS, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_hidden_layers=3),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+)  # fmt: skip
+
+# what transformers and this project's runtime do, and llama.cpp does otherwise; a note says so
+BEYOND_LLAMACPP = (
+    case("deepseek2-groups", "DeepseekV2ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, topk_method="group_limited_greedy"),
 )  # fmt: skip
 
 
@@ -111,6 +124,9 @@ def save(folder: Path, model_case: Case) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.3)
     model.save_pretrained(folder)
     return model
 
