@@ -68,6 +68,7 @@ def convert_model(
             registries.encodings,
             load_importance(chosen, registries),
             float_source=model.format != "gguf",
+            architectures=registries.architectures,
         )
         return run_plan(plan, chosen.force, progress or (lambda count: None))
 

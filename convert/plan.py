@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EncodingError, OutputError, UsageError
-from ..formats.base import Format, Layout, Model, OutputTensor, Tensor, WriteOptions
+from ..formats.base import Format, Layout, Model, OpenContext, OutputTensor, Tensor, WriteOptions
 from ..formats.metadata import Field, string, uint32
 from ..formats.scales import fold_scales
 from ..quantizers.base import EncodeOptions, Encoding, ImportanceUse
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..formats.architectures import Architecture
     from ..quantizers.importance import ImportanceMatrix
 
 __all__ = ["Plan", "Step", "make_plan"]
@@ -43,6 +44,11 @@ _BASE_MEMORY = 330 << 20
 _SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
 _RECEIPT = "qconv.receipt."  # keys that speak of one file, not of what is made from it
 _DERIVED = frozenset({"general.file_type", "general.quantization_version", "qconv.version"})  # written anew, at the end
+_NO_ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({})
+_SOURCE_DTYPES = (
+    "qconv.source.dtypes"  # what the weights were before, which says nothing of weights that were rounded since
+)
+_WIDENED = frozenset({("BF16", "F32"), ("F16", "F32")})
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 
 
@@ -142,10 +148,12 @@ def make_plan(
     encodings: Mapping[str, Encoding],
     importance: ImportanceMatrix | None = None,
     float_source: bool = False,
+    architectures: Mapping[str, Architecture] = _NO_ARCHITECTURES,
 ) -> Plan:
     """Decide everything about converting ``model`` to ``output``.
 
     ``float_source`` says that the source is a training checkpoint: tensors that are never quantized become F32, as runtimes expect.
+    ``architectures`` are needed by formats that rename tensors.
 
     Raises EncodingError, UsageError or UnknownTypeError for a request that cannot be met, and whatever the writer refuses.
     """
@@ -156,7 +164,8 @@ def make_plan(
     if target.encodings:  # scales beside tensors are GGUF's
         model = replace(model, tensors=MappingProxyType(fold_scales(model.tensors)))
     if target.prepare is not None:
-        model = target.prepare(model)
+        overridden = MappingProxyType({**model.metadata, **settings.overrides})
+        model = target.prepare(replace(model, metadata=overridden), OpenContext(encodings, architectures))
     asked = COPY if settings.type_name.lower() == "auto" else settings.type_name
     recipe, file_type = type_for(target, asked), None
     if target.mixtures:
@@ -192,7 +201,7 @@ def make_plan(
         if tensor.name in tensors
     )
     metadata = _metadata(model, file_type, steps, settings, importance)
-    write = replace(settings.write, side_files=_side_files(model, settings))
+    write = replace(settings.write, documents=model.documents)
     if settings.keep_split:
         write = replace(write, part_of={tensor.name: tensor.part for tensor in ordered})
     lay_out = partial(_lay_out, target.lay_out, output, [step.target for step in steps], write)
@@ -221,11 +230,6 @@ def _lay_out(
 ) -> Layout:
     """Return the layout, metadata being the last argument."""
     return writer(output, metadata, tensors, options)
-
-
-def _side_files(model: Model, settings: Settings) -> Mapping[str, Path]:
-    """Return the source's side files; none where the user overrides what they say about the tokenizer."""
-    return {} if any(key.startswith("tokenizer.") for key in settings.overrides) else model.side_files
 
 
 def _step(tensor: Tensor, choice: Choice, encodings: Mapping[str, Encoding], matrix: ImportanceMatrix | None) -> Step:
@@ -266,6 +270,8 @@ def _metadata(
             fields["general.file_type"] = uint32(number)
         if any(step.target.encoding.is_quantized for step in steps):
             fields["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
+    if any(_rounds(step) for step in steps):
+        fields.pop(_SOURCE_DTYPES, None)
     fields["qconv.version"] = string(__version__)
     if importance is not None and settings.imatrix is not None:
         fields["quantize.imatrix.file"] = string(settings.imatrix.name)
@@ -276,6 +282,12 @@ def _metadata(
             fields["quantize.imatrix.chunks_count"] = uint32(importance.chunk_count)
     fields.update(settings.overrides)
     return fields
+
+
+def _rounds(step: Step) -> bool:
+    """Whether a step leaves plain floats that are not what the source's training left."""
+    source, target = step.source.encoding, step.target.encoding
+    return source.name != target.name and not target.is_quantized and (source.name, target.name) not in _WIDENED
 
 
 def _dominant_file_type(steps: tuple[Step, ...]) -> int | None:

@@ -82,6 +82,7 @@ class Model:
         notes: what the user should know: guesses, dropped tensors, lossy steps.
         close: releases file handles; tensors are dead afterwards.
         container: facts about the file that are no metadata, for ``inspect`` (GGUF: version, byte order, alignment, parts).
+        documents: contents of the files that are to lie beside the weights, by name, made by a writer's :attr:`Format.prepare`.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class Model:
     notes: tuple[str, ...] = ()
     close: Callable[[], None] = lambda: None
     container: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def architecture(self) -> str:
@@ -210,7 +212,7 @@ class WriteOptions:
         digests: whether digests are stored in the file.
         metadata_only_first: whether the first of several parts holds metadata alone (``--no-tensor-first-split``).
         part_of: number of each tensor's part by name, instead of limits: the parts of another model are kept.
-        side_files: the source's configuration, tokenizer and template files by name, those that the user's choices leave true.
+        documents: the files that lie beside the weights, by name: :attr:`Model.documents`.
     """
 
     alignment: int | None = None
@@ -219,7 +221,7 @@ class WriteOptions:
     digests: bool = True
     metadata_only_first: bool = False
     part_of: Mapping[str, int] | None = None
-    side_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,8 @@ class Format:
         open: reads the headers and returns a Model; raises FormatError or ModelError.
         lay_out: ``lay_out(path, metadata, tensors, options)`` returns the Layout of an output; None where qconv only reads.
         prepare: makes a source what the format can hold, before anything is planned: tensors under the format's own names and in its
-            own order of rows, repeated or untied where it cannot share. What comes back is what ``lay_out`` gets, and nothing but rows may be
-            read. None where the canonical form is the format's own.
+            own order of rows, repeated or untied where it cannot share, and documents. What comes back is what ``lay_out`` gets. No more than a
+            few small tensors may be read. None where the canonical form is the format's own.
         own_types: given a prepared model, the encodings that tensors get where the user asks for no type, by name; None, and tensors that it
             leaves out, keep the source's.
         encodings: names of the encodings that the format holds, where they are few; the first holds float32 values as they are, and stands
@@ -250,7 +252,7 @@ class Format:
     detect: Callable[[Path], bool]
     open: Callable[[Path, OpenContext], Model] | None
     lay_out: Callable[[Path, Mapping[str, Field], Sequence[OutputTensor], WriteOptions], Layout] | None = None
-    prepare: Callable[[Model], Model] | None = None
+    prepare: Callable[[Model, OpenContext], Model] | None = None
     own_types: Callable[[Model], Mapping[str, str]] | None = None
     encodings: tuple[str, ...] = ()
     mixtures: bool = True

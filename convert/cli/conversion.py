@@ -68,6 +68,7 @@ def convert(
         registries.encodings,
         importance,
         float_source=model.format != "gguf",
+        architectures=registries.architectures,
     )
     for text in plan.notes:
         report.note(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["interleave_columns", "join_latent", "separate_columns", "shift", "split_latent", "transpose"]
+__all__ = ["Shifted", "interleave_columns", "join_latent", "separate_columns", "shift", "split_latent", "transpose"]
 
 _CHUNK = 8 << 20  # bytes of source that a transposition holds at once
 
@@ -51,14 +51,25 @@ def transpose(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
     return replace(tensor, shape=(*stack, width, height), read=read)
 
 
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """Reads the rows of ``source`` with ``amount`` added in float32."""
+
+    source: Tensor
+    amount: float
+
+    def __call__(self, start: int, stop: int) -> Bytes:
+        """Return rows as F32."""
+        return as_bytes(self.source.rows(start, stop) + np.float32(self.amount))
+
+
 def shift(amount: float) -> Callable[[Tensor, Mapping[str, int]], Tensor]:
-    """Return a transform that adds ``amount`` in float32."""
+    """Return a transform that adds ``amount`` in float32, or takes back that so much was subtracted."""
 
     def apply(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
-        def read(start: int, stop: int) -> Bytes:
-            return as_bytes(tensor.rows(start, stop) + np.float32(amount))
-
-        return replace(tensor, encoding=F32, read=read)
+        if isinstance(tensor.read, Shifted) and tensor.read.amount == -amount:
+            return replace(tensor.read.source, name=tensor.name)
+        return replace(tensor, encoding=F32, read=Shifted(tensor, amount))
 
     return apply
 

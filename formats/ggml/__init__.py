@@ -40,8 +40,8 @@ def lay_out_ggjt(
     return lay_out(path, metadata, tensors, options)
 
 
-def prepare_for_ggjt(model: Model) -> Model:
-    """Make a model what ggjt can hold, as :func:`prepare.prepare_for_ggjt` does."""
+def prepare_for_ggjt(model: Model, context: OpenContext | None = None) -> Model:
+    """Make a model what ggjt can hold, as :func:`prepare.prepare_for_ggjt` does; nothing depends on the context."""
     from .prepare import prepare_for_ggjt as prepare
 
     return prepare(model)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..base import Format
+from ..base import Format, Model, OpenContext
 from .constants import MAGIC, MAGIC_DURING_EDIT
 from .reader import open_gguf
 from .verify import VerifyReport, verify_gguf
 from .writer import lay_out_gguf
 
-__all__ = ["FORMAT", "VerifyReport", "detect_gguf", "lay_out_gguf", "open_gguf", "verify_gguf"]
+__all__ = ["FORMAT", "VerifyReport", "detect_gguf", "lay_out_gguf", "open_gguf", "prepare_for_gguf", "verify_gguf"]
 
 
 def detect_gguf(path: Path) -> bool:
@@ -25,11 +25,19 @@ def detect_gguf(path: Path) -> bool:
         return False
 
 
+def prepare_for_gguf(model: Model, context: OpenContext) -> Model:
+    """Add what :func:`prepare.keep_rounded_norms` keeps, importing numerics only now; nothing depends on the context."""
+    from .prepare import keep_rounded_norms
+
+    return keep_rounded_norms(model)
+
+
 FORMAT = Format(
     name="gguf",
     description="llama.cpp's single-file format, versions 1 to 3, split or whole",
     detect=detect_gguf,
     open=open_gguf,
     lay_out=lay_out_gguf,
+    prepare=prepare_for_gguf,
     suffixes=(".gguf",),
 )

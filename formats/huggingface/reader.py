@@ -24,6 +24,7 @@ from .configuration import (
 from .identity import general_metadata, model_name, read_model_card, size_label
 from .json_files import read_json_object
 from .matching import choose_architecture, is_headless
+from .out.record import describe_weights, record_source
 from .quantized import Weights, unpack_weights, with_quantization, without_padding, without_spares
 from .rope import RopeResult, read_rope
 from .shapes import check_shapes
@@ -144,6 +145,7 @@ def _model(
                 **hyper_parameter_metadata(architecture, values),
                 **described.rope.metadata,
                 **tokenizer.metadata,
+                **record_source(folder, config, tokenizer.metadata, _weights(described, checkpoint, config)),
             }
         ),
         tensors=MappingProxyType(tensors),
@@ -153,6 +155,17 @@ def _model(
         close=checkpoint.close,
         container=described.weights.container,
     )
+
+
+def _weights(
+    described: _Described, checkpoint: Checkpoint, config: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the names and dtypes of the checkpoint were; nothing for one that a quantizer packed."""
+    dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    if not all(name in dtypes for item in described.names.mapped for name in item.sources):
+        return {}
+    whole = described.architecture.config_section not in config
+    return describe_weights(described.architecture, described.names, dtypes, whole=whole)
 
 
 def _side_files(folder: Path) -> dict[str, Path]:

@@ -44,7 +44,7 @@ def read_tokenizer_json(
             raise TokenizerError(f"its {key} {model[key]!r} has no counterpart in GGUF", path=path)
     ids = token_ids(model.get("vocab"), "model.vocab", path)
     merges = read_merges(expect(model.get("merges"), list, "model.merges", path), ids, path)
-    entries = tokenizer.get("added_tokens") or ()
+    entries = expect(tokenizer.get("added_tokens") or [], list, "added_tokens", path)
     added = {str(token["content"]) for token in entries if isinstance(token, dict) and "content" in token}
     if not structure.is_byte_level:
         return metaspace_bpe(model, structure, ids, merges, path, added=added, accept=pre_tokenizer == "default")

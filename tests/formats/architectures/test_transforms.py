@@ -165,9 +165,13 @@ def test_add_one_is_float32_and_its_inverse_is_exact_for_ordinary_norms() -> Non
     exact = (source.values.astype(np.uint32) << 16).view(np.float32)
     assert tensor.encoding.name == "F32"
     assert np.array_equal(whole(tensor, np.float32), exact + np.float32(1))
-    (back,) = TRANSFORMS["add_one"].inverse([tensor], {})
+    from_file = replace(tensor, read=lambda start, stop: tensor.read(start, stop))
+    (back,) = TRANSFORMS["add_one"].inverse([from_file], {})
     nearest = (whole(back, np.float32).view(np.uint32) + 0x8000) >> 16
     assert np.array_equal(nearest, source.values)
+    (taken_back,) = TRANSFORMS["add_one"].inverse([tensor], {})
+    assert taken_back.encoding.name == "BF16"
+    assert np.array_equal(whole(taken_back, np.uint16), source.values)
 
 
 def test_stacks_of_different_encodings_become_float32() -> None:

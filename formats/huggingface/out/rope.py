@@ -1,0 +1,184 @@
+"""Rotary positions back into ``config.json``: the inverse of :mod:`..rope`, in the spelling that every version of transformers reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...architectures import Architecture, Rope
+from ...base import Tensor
+from ...getters import get_integer, get_string
+from ...metadata import Field
+from ..configuration import Values
+from .values import plain_number
+
+__all__ = ["ROPE_KEYS", "rebuild_rope"]
+
+ROPE_KEYS: Final = (
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_local_base_freq",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
+"""Keys of ``config.json`` that speak of rotary positions."""
+
+_TABLE, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+_CLOSE = 1e-5  # relative; tables are float32
+# contexts before stretching, and the frequency factors, of the models that have llama3's scaling
+_LLAMA3_CONTEXTS = tuple(1 << power for power in range(3, 20))
+_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
+
+
+def rebuild_rope(
+    architecture: Architecture, values: Values, metadata: Mapping[str, Field], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return the keys of ``config.json``; empty where the family has no rotary positions. Reads the small tables of frequencies."""
+    rope = architecture.rope
+    if rope is None:
+        return {}
+    known = _Known(architecture, metadata)
+    theta = known.number("freq_base", rope.theta)
+    found: dict[str, Any] = {"rope_theta": theta}
+    size = rope.dimensions.evaluate(values)
+    rotated = known.integer("dimension_count") or int(size * rope.share)
+    if rotated != size or rope.share != 1.0:
+        found["partial_rotary_factor"] = _share(rotated, size)
+    if rope.local_theta is not None:
+        found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
+    if _LONG in tensors and _SHORT in tensors:
+        return found | _longrope(known, tensors, int(values["context"]))
+    kind = known.text("scaling.type")
+    if kind == "linear":
+        scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": known.number("scaling.factor", 1.0)}
+    elif kind == "yarn":
+        scaling = _yarn(known, rope, known.number("scaling.factor", 1.0), int(values["context"]))
+    elif _TABLE in tensors:
+        scaling = _from_table(known, rope, tensors[_TABLE].rows(0, 1)[0], theta, rotated, int(values["context"]))
+    else:
+        scaling = None
+    if scaling is not None:
+        found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+    return found
+
+
+class _Known:
+    """The family's ``rope.*`` keys."""
+
+    def __init__(self, architecture: Architecture, metadata: Mapping[str, Field]) -> None:
+        self._prefix = f"{architecture.gguf}.rope."
+        self._metadata = metadata
+
+    def number(self, key: str, default: float) -> float:
+        field = self._metadata.get(self._prefix + key)
+        usable = field is not None and isinstance(field.value, int | float) and not isinstance(field.value, bool)
+        return plain_number(field) if field is not None and usable else default
+
+    def integer(self, key: str) -> int | None:
+        return get_integer(self._metadata, self._prefix + key)
+
+    def text(self, key: str) -> str | None:
+        return get_string(self._metadata, self._prefix + key)
+
+    def has(self, key: str) -> bool:
+        return self._prefix + key in self._metadata
+
+
+def _share(rotated: int, size: int) -> float:
+    """Return the part of a head that is rotated, such that the number of dimensions comes out of it again."""
+    share = rotated / size
+    return share if int(size * share) == rotated else math.nextafter(share, 2.0)
+
+
+def _yarn(known: _Known, rope: Rope, factor: float, context: int) -> dict[str, Any]:
+    original = known.integer("scaling.original_context_length") or max(1, round(context / factor))
+    found: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+    }
+    for key in ("beta_fast", "beta_slow"):
+        if known.has(f"scaling.yarn_{key}"):
+            found[key] = known.number(f"scaling.yarn_{key}", 0.0)
+    if rope.log_multiplier and known.has("scaling.yarn_log_multiplier"):
+        # GGUF has a tenth of it; equal scales leave cosines and sines alone
+        found["mscale"] = found["mscale_all_dim"] = round(10 * known.number("scaling.yarn_log_multiplier", 0.0), 6)
+    elif known.has("scaling.attn_factor"):
+        slope = 0.1 * math.log(factor) if factor > 1 else 0.0
+        found["attention_factor"] = known.number("scaling.attn_factor", 1.0) * (1.0 + slope)
+    return found
+
+
+def _longrope(known: _Known, tensors: Mapping[str, Tensor], context: int) -> dict[str, Any]:
+    original = known.integer("scaling.original_context_length") or context
+    scaling: dict[str, Any] = {"rope_type": "longrope", "type": "longrope"}
+    for key, name in (("long_factor", _LONG), ("short_factor", _SHORT)):
+        scaling[key] = _short_numbers(tensors[name].rows(0, 1)[0])
+    stretch = context / original
+    usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 and original > 1 else 1.0
+    attention = known.number("scaling.attn_factor", usual)
+    if abs(attention - usual) > _CLOSE * usual:
+        scaling["attention_factor"] = attention
+    return {"original_max_position_embeddings": original, "rope_scaling": scaling}
+
+
+def _short_numbers(values: NDArray[np.float32]) -> list[float]:
+    return [float(str(value)) for value in values]
+
+
+def _from_table(
+    known: _Known, rope: Rope, table: NDArray[np.float32], theta: float, rotated: int, context: int
+) -> dict[str, Any]:
+    """Return the scaling that gives a table of divisors: yarn's where its betas stand beside it, llama3's, or else the table itself."""
+    factor = float(str(np.float32(table.max(initial=1.0))))
+    frequencies = theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    if known.has("scaling.yarn_beta_fast"):
+        found = _yarn(known, rope, factor, context)
+        found["attention_factor"] = known.number("scaling.attn_factor", 1.0)
+        if not _same(table, _yarn_table(found, theta, rotated, whole=True)):
+            found["truncate"] = False
+        return found
+    for low, high in _LLAMA3_BANDS:
+        for original in sorted(_LLAMA3_CONTEXTS, key=lambda it: it != 8192):
+            turns = original * frequencies / (2 * math.pi)
+            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            if _same(table, 1.0 / ((1.0 - kept) / factor + kept)):
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
+    numbers = _short_numbers(table)
+    return {
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "long_factor": numbers,
+        "short_factor": numbers,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": context,
+    }
+
+
+def _yarn_table(scaling: Mapping[str, Any], theta: float, rotated: int, whole: bool) -> NDArray[np.float64]:
+    original = scaling["original_max_position_embeddings"]
+    low, high = (
+        rotated * math.log(original / (scaling[key] * 2 * math.pi)) / (2 * math.log(theta))
+        for key in ("beta_fast", "beta_slow")
+    )
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotated - 1)
+    pairs = np.arange(rotated // 2, dtype=np.float64)
+    kept = 1.0 - np.clip((pairs - low) / (high - low if high != low else 0.001), 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - kept) / scaling["factor"] + kept))
+
+
+def _same(one: NDArray[np.float32], other: NDArray[np.float64]) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=_CLOSE, atol=0))
