@@ -68,6 +68,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_group": 2,
         "topk_group": 1,
     },
+    "glm": CONFIG | {"architectures": ["GlmForCausalLM"], "model_type": "glm", "head_dim": 4},
+    "glm4": CONFIG | {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "head_dim": 8},
     "gpt-oss": CONFIG
     | {
         "architectures": ["GptOssForCausalLM"],
