@@ -34,6 +34,7 @@ from ..stored import StoredTensor, read_rows
 from .access import expect, whole
 from .base import Packing, Unpacked, method, modules_with
 from .replace import number_range, replace_tensors
+from .rounding import rounded
 from .scaled import scaled_tensor
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ class _FourBits:
         scales = np.repeat(self._scales(block, end), self.block)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number is for later checks to name
             weights *= scales[first - block * self.block :][: last - first]
-        rows = weights.reshape(stop - start, self.columns)
-        return rows.view(np.uint8) if self.encoding.name == "F32" else self.encoding.encode(rows)
+        return rounded(weights.reshape(stop - start, self.columns), self.encoding)
 
     def _scales(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the scales of blocks ``start`` to ``stop``."""

@@ -18,6 +18,7 @@ from ..base import Tensor
 from ..stored import StoredTensor
 from .access import as_float32, expect, row_slab
 from .float8 import FLOAT8, decode_float8
+from .rounding import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +105,7 @@ def scaled_tensor(
             found *= grid.spread(grid.scales, start, stop, width)
             if divisor != 1:
                 found *= factor
-        return found.view(np.uint8) if encoding.name == "F32" else encoding.encode(found)
+        return rounded(found, encoding)
 
     return Tensor(name, weight.shape, encoding, read, f"{weight.file.path.name}: {weight.name}")
 
@@ -114,7 +115,7 @@ def plain_tensor(name: str, weight: StoredTensor, encoding: Encoding) -> Tensor:
     expect(weight, _WEIGHT_DTYPES[:2], (None,) * len(weight.shape))
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return encoding.encode(_numbers(row_slab(weight, start, stop), weight.dtype))
+        return rounded(_numbers(row_slab(weight, start, stop), weight.dtype), encoding)
 
     return Tensor(name, weight.shape, encoding, read, f"{weight.file.path.name}: {weight.name}")
 

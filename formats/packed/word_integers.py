@@ -28,6 +28,7 @@ from ..stored import StoredTensor
 from .access import as_float32, expect, row_slab, whole
 from .affine import dequantize
 from .bits import unpack_stream
+from .rounding import rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +102,7 @@ class WordIntegers:
             self._groups(),
             (rows, columns),
         )
-        return weights.view(np.uint8) if self.encoding.name == "F32" else self.encoding.encode(weights)
+        return rounded(weights, self.encoding)
 
     def _zeros(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return what the codes of zero are, uint8 (stop - start, groups of columns)."""

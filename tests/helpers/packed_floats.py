@@ -299,3 +299,14 @@ def mxfp4(weights: Floats, rng: np.random.Generator) -> PackedLayer:
         ".weight_scale": octets(scales, rows, columns // 32),
     }
     return PackedLayer(tensors, exact)
+
+
+def mxfp4_experts(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+    """Pack a matrix as two experts' as gpt-oss has them; the tensor is ``.weight``, as a suffix of a module."""
+    packed, scales, exact = mxfp4_codes(weights)
+    rows, columns = weights.shape
+    tensors = {
+        ".weight_blocks": octets(packed, 2, rows // 2, columns // 32, 16),
+        ".weight_scales": octets(scales, 2, rows // 2, columns // 32),
+    }
+    return PackedLayer(tensors, exact)

@@ -144,3 +144,17 @@ def test_a_missing_tensor_is_named(suffix: str, unpack: Unpacker) -> None:
     error = failure(unpack, {key: value for key, value in layer.tensors.items() if key != f".weight{suffix}"})
     assert isinstance(error, MissingTensorError)
     assert error.tensor == f"x.weight{suffix}"
+
+
+def test_what_is_beyond_float16_becomes_infinite(unpack: Unpacker) -> None:
+    """As in the package's own result; a conversion then names the row and column."""
+    layer = packed((2, 64), dtype="float16")
+    absmax = np.array([1e6, 1.0], np.float32)
+    tensor = unpack(PACKING, layer.tensors | {".weight.absmax": ("F32", (2,), absmax.tobytes())}, SETTINGS).tensors[
+        "x.weight"
+    ]
+    assert isinstance(tensor, Tensor)
+    assert tensor.encoding.name == "F16"
+    rows = tensor.rows(0, 2)
+    assert np.isinf(rows[0]).any()
+    assert np.isfinite(rows[1]).all()

@@ -12,19 +12,22 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import packed_floats as floats
 import pytest
 from huggingface_folder import Stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packed_folders import Packer, Unpacker, awq_gemm, awq_gemv, exl2, gptq
 
-from qconv.errors import FormatError, ModelError, QconvError, TruncatedError
+from qconv.errors import FormatError, ModelError, NonFiniteError, QconvError, TruncatedError
 from qconv.formats.base import Tensor
 from qconv.formats.packed import PACKINGS, Packing
 
 BY_NAME: dict[str, Packing] = {packing.name: packing for packing in PACKINGS}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
+BNB = {"quant_method": "bitsandbytes"}
+CT = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 CASES: dict[str, tuple[str, Packer, dict[str, Any]]] = {
     "gptq": ("gptq", gptq(4, 32, act_order=True), GPTQ),
     "gptq-planes": ("gptq", gptq(3, 32, layout="gptq_p"), GPTQ | {"bits": 3, "checkpoint_format": "gptq_p"}),
@@ -32,6 +35,16 @@ CASES: dict[str, tuple[str, Packer, dict[str, Any]]] = {
     "awq-gemm": ("awq", awq_gemm(32), AWQ),
     "awq-gemv": ("awq", awq_gemv(32), AWQ | {"version": "gemv"}),
     "exl2": ("exl2", exl2(lambda inputs: [(5, 32), (2, inputs - 32)]), {"quant_method": "exl2"}),
+    "nf4": ("bitsandbytes", floats.bitsandbytes_4bit(nested=4, dtype="float16"), BNB),
+    "int8": ("bitsandbytes", floats.bitsandbytes_int8, BNB),
+    "words": ("compressed-tensors", floats.word_integers(3, 32, symmetric=False, act_order=True), CT),
+    "ct-fp8": ("compressed-tensors", floats.float8_blocks((16, 16), ".weight_scale", "BF16"), CT),
+    "ct-nvfp4": ("compressed-tensors", floats.nvfp4("compressed-tensors"), CT),
+    "ct-mxfp4": ("compressed-tensors", floats.mxfp4, CT),
+    "modelopt": ("modelopt", floats.nvfp4(), {"quant_method": "modelopt"}),
+    "experts": ("mxfp4", floats.mxfp4_experts, {"quant_method": "mxfp4"}),
+    "fp8": ("fp8", floats.float8_blocks((16, 16)), {"quant_method": "fp8", "weight_block_size": [16, 16]}),
+    "fp8-powers": ("fp8", floats.float8_blocks((16, 16), ".scale", "F8_E8M0"), {"quant_method": "fp8"}),
 }
 WEIGHTS = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
 LAYERS = {name: pack(WEIGHTS, np.random.default_rng(0)).tensors for name, (_, pack, _) in CASES.items()}
@@ -47,6 +60,7 @@ ITEMS = {
     "F64": 8,
     "BOOL": 1,
     "F8_E4M3": 1,
+    "F8_E8M0": 1,
 }
 KEYS = (
     "bits",
@@ -59,8 +73,12 @@ KEYS = (
     "sym",
     "dynamic",
     "is_marlin_format",
+    "weight_block_size",
+    "config_groups",
+    "sparsity_config",
 )
 
+BLOCKS: tuple[Any, ...] = ("8x8", [0, 1], {}, "x", "9" * 99 + "x1")
 sizes = st.integers(0, 3) | st.sampled_from([8, 16, 31, 32, 33, 64, 128, 1000])
 shapes = st.lists(sizes, max_size=4).map(tuple).filter(lambda shape: prod(shape) <= 1 << 16)
 values = (
@@ -71,6 +89,9 @@ values = (
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["gptq", "gptq_v2", "gptq_p", "gemm", "gemv", "marlin", [], {}, {"bits": 4}, [[]]])
+    | st.lists(st.integers(-1, 200), min_size=1, max_size=3)
+    | st.sampled_from([{"g": {"weights": {"num_bits": bits, "group_size": 32}}} for bits in (0, 3, 4, -1, 10**30, "4")])
+    | st.sampled_from([{"g": {"weights": {"block_structure": block}}} for block in BLOCKS])
 )
 Mutation = Callable[[dict[str, Stored], dict[str, Any]], None]
 
@@ -137,7 +158,7 @@ def survive(unpack: Unpacker, case: str, changes: list[Mutation]) -> None:
                 if isinstance(tensor, Tensor):
                     assert tensor.read(0, tensor.row_count).nbytes == tensor.nbytes
     except QconvError as error:
-        assert isinstance(error, FormatError | ModelError)
+        assert isinstance(error, FormatError | ModelError | NonFiniteError)
         assert error.tensor is not None or "quantization_config has" in error.message
         assert error.remedy
     finally:
