@@ -37,3 +37,9 @@ def with_one_scale_flipped(rows: NDArray[np.uint8], row: int, byte: int) -> NDAr
     changed = rows.copy()
     changed[row, byte] ^= 0x80
     return changed
+
+
+def with_rotary_permutation(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Return a query or key matrix in GGUF's order for llama, from Hugging Face's."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
+    return split.swapaxes(1, 2).reshape(rows.shape)
