@@ -30,6 +30,13 @@ LATENT = {
     "moe_intermediate_size": 12,
 }
 
+MULTIPLIERS = {
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.25,
+    "logits_scaling": 4.0,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "mixtral": CONFIG
@@ -68,8 +75,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_group": 2,
         "topk_group": 1,
     },
+    "falcon": {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_kv_heads": 4,
+        "max_position_embeddings": 64,
+    },
     "glm": CONFIG | {"architectures": ["GlmForCausalLM"], "model_type": "glm", "head_dim": 4},
     "glm4": CONFIG | {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "head_dim": 8},
+    "granite": CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | MULTIPLIERS,
+    "granitemoe": CONFIG
+    | {
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "model_type": "granitemoeshared",
+        "num_local_experts": 3,
+        "shared_intermediate_size": 14,
+    }
+    | MULTIPLIERS,
+    "olmo2": CONFIG | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "starcoder2": CONFIG | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"},
     "gpt-oss": CONFIG
     | {
         "architectures": ["GptOssForCausalLM"],

@@ -60,6 +60,12 @@ FACTORS = {
     "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0],
 }
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0} | FACTORS
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 0.5,
+}
 LATENT = {
     "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
@@ -103,6 +109,17 @@ CASES = (
     case("glm", "GlmForCausalLM", head_dim=16),
     case("glm4", "Glm4ForCausalLM", head_dim=16),
     case("glm4-no-biases", "Glm4ForCausalLM", head_dim=32, attention_bias=False, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    case("granite", "GraniteForCausalLM", **MULTIPLIERS),
+    case("granite-biases-tied", "GraniteForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=LLAMA3),
+    case("granitemoe", "GraniteMoeForCausalLM", **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2),
+    case("granitemoe-shared", "GraniteMoeSharedForCausalLM", **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48),
+    case("olmo2", "Olmo2ForCausalLM"),
+    case("olmo2-yarn", "Olmo2ForCausalLM", num_key_value_heads=4, rope_parameters=yarn()),
+    case("falcon-7b", "FalconForCausalLM", num_kv_heads=4),
+    case("falcon-40b", "FalconForCausalLM", num_kv_heads=2, new_decoder_architecture=True, tie_word_embeddings=False),
+    case("falcon-11b", "FalconForCausalLM", num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1, ffn_hidden_size=160),
+    case("starcoder2", "Starcoder2ForCausalLM"),
+    case("starcoder2-untied", "Starcoder2ForCausalLM", tie_word_embeddings=False, sliding_window=256),
     case("gpt-oss", "GptOssForCausalLM", **GPT_OSS, rope_parameters=yarn(truncate=True)),
     case("gpt-oss-plain", "GptOssForCausalLM", **GPT_OSS, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_hidden_layers=3),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),

@@ -89,4 +89,4 @@ def test_every_tensor_can_be_dropped_and_is_then_missing(architecture: Architect
 
 def test_every_transform_but_the_joins_is_used_or_an_inverse() -> None:
     used = {entry.transform for architecture in built_in_architectures() for entry in architecture.tensors}
-    assert set(TRANSFORMS) - used == {"fuse_rows", "gather_groups"}  # for plugins, and for the way back of split_rows
+    assert set(TRANSFORMS) - used == {"fuse_rows"}  # for plugins, and for the way back of split_rows
