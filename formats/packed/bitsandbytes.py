@@ -84,9 +84,12 @@ class _FourBits:
         np.bitwise_and(packed, 15, out=codes[:, 1])
         weights = whole(self.numbers).astype(np.float32).take(codes.reshape(-1)[first % 2 :][: last - first])
         block, end = first // self.block, -(-last // self.block)
-        scales = np.repeat(self._scales(block, end), self.block)
+        scales = self._scales(block, end)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number is for later checks to name
-            weights *= scales[first - block * self.block :][: last - first]
+            if first % self.block == 0 and last % self.block == 0:
+                weights.reshape(-1, self.block)[...] *= scales[:, None]
+            else:
+                weights *= np.repeat(scales, self.block)[first - block * self.block :][: last - first]
         return rounded(weights.reshape(stop - start, self.columns), self.encoding)
 
     def _scales(self, start: int, stop: int) -> NDArray[np.float32]:

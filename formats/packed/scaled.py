@@ -59,17 +59,21 @@ class _Grid:
     rows: int
     columns: int
 
-    def spread(self, stored: StoredTensor, start: int, stop: int, width: int) -> NDArray[np.float32]:
-        """Return the numbers of ``stored``, whose shape is that of the scales, for every weight: float32 (stop - start, width or 1)."""
-        matrix, row = np.divmod(np.arange(start, stop), self.height)
+    def apply(self, operation: np.ufunc, weights: NDArray[np.float32], stored: StoredTensor, start: int) -> None:
+        """Change rows ``start`` and following of the weights by the numbers of ``stored``, whose shape is that of the scales."""
+        rows, width = weights.shape
+        matrix, row = np.divmod(np.arange(start, start + rows), self.height)
         places = matrix * self.scales.shape[-2] + row // self.rows
         first, last = int(places[0]), int(places[-1]) + 1
         # U8 stands for E8M0 in scales, for themselves in zero points
         dtype = "F8_E8M0" if stored.dtype == "U8" and stored is self.scales else stored.dtype
-        found = _numbers(row_slab(stored, first, last), dtype)
-        if found.shape[1] > 1:
-            found = np.repeat(found, self.columns, axis=1)[:, :width]
-        return found if last - first == stop - start else found[places - first]
+        found = _numbers(row_slab(stored, first, last), dtype).take(places - first, axis=0)
+        whole = width // self.columns
+        blocks = weights[:, : whole * self.columns].reshape(rows, whole, self.columns)
+        operation(blocks, found[:, :whole, None], out=blocks)
+        rest = weights[:, whole * self.columns :]
+        if rest.size:
+            operation(rest, found[:, whole : whole + 1], out=rest)
 
 
 def scaled_tensor(
@@ -100,9 +104,9 @@ def scaled_tensor(
             return np.empty((0, encoding.row_bytes(width)), np.uint8)
         found = _numbers(row_slab(weight, start, stop), weight.dtype)
         if zeros is not None:
-            found -= grid.spread(zeros, start, stop, width)
+            grid.apply(np.subtract, found, zeros, start)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number is for later checks to name
-            found *= grid.spread(grid.scales, start, stop, width)
+            grid.apply(np.multiply, found, grid.scales, start)
             if divisor != 1:
                 found *= factor
         return rounded(found, encoding)
