@@ -86,12 +86,11 @@ def expect(value: object, kind: type[_T], what: str, path: Path) -> _T:
 def read_bytes(path: Path) -> bytes:
     """Return the contents of ``path``; raises MissingFileError, or FormatError where it exceeds MAX_FILE_BYTES."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise FormatError(f"no tokenizer file may exceed {MAX_FILE_BYTES} bytes", path=path)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError("there is no such file", path=path) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise FormatError(f"no tokenizer file may exceed {MAX_FILE_BYTES} bytes", path=path)
     if data.startswith(b"version https://git-lfs"):
         raise FormatError(
             "this is a Git LFS pointer, not the file", path=path, remedy="Run 'git lfs pull' in the folder."
