@@ -11,11 +11,11 @@ from ..errors import ModelError, UsageError
 from ..quantizers.base import Encoding
 from ..quantizers.catalog import BUILT_IN
 from .configuration import Configuration
+from .workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
 
 __all__ = ["CACHE_TYPES", "BlockCache", "Cache", "FloatCache", "make_cache"]
@@ -24,6 +24,7 @@ CACHE_TYPES = ("F32", "Q8_0", "Q4_0")
 """Encodings that :func:`make_cache` knows."""
 
 _LARGEST = 65504.0  # of float16, which holds the scales of blocks
+_TASK_NUMBERS = 1 << 17  # that one thread encodes or decodes at a time: some tens of microseconds
 
 
 class Cache(Protocol):
@@ -37,8 +38,13 @@ class Cache(Protocol):
         """Return how many positions of a sequence can be held."""
         ...
 
-    def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, size), behind the :meth:`length` positions; return those of all positions."""
+    def extend(
+        self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
+    ) -> tuple[Floats, Floats]:
+        """Hold keys and values, float32 (kv heads, n, size), behind the :meth:`length` positions; return those of all positions.
+
+        What is returned may change with the next call for this sequence. ``workers`` share what is to be computed.
+        """
         ...
 
     def advance(self, sequence: int, count: int) -> None:
@@ -77,7 +83,9 @@ class FloatCache:
         """Return how many positions of a sequence can be held."""
         return self._places.capacities[sequence]
 
-    def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+    def extend(
+        self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
+    ) -> tuple[Floats, Floats]:
         """Hold keys and values, float32 (kv heads, n, size); return views of all; raises UsageError where they do not fit."""
         start, stop = self._places.next(sequence, keys.shape[1])
         held_keys, held_values = self._held[layer][sequence]
@@ -96,7 +104,7 @@ class FloatCache:
 class BlockCache:
     """A cache in blocks of an encoding, along the dimensions of each head. Attention sees what the blocks hold, also of the newest positions.
 
-    All positions of one layer at a time are decoded to float32, in every pass.
+    All positions of one layer at a time are decoded to float32, in every pass, into memory that all layers use in turn.
 
     Args:
         configuration: of the model.
@@ -125,6 +133,10 @@ class BlockCache:
             ]
             for _ in range(configuration.layers)
         ]
+        self._seen = [
+            tuple(np.empty((configuration.kv_heads, capacity, width), np.float32) for width in widths)
+            for capacity in capacities
+        ]
         self._places = _Places(capacities)
         self._encoding = encoding
 
@@ -136,21 +148,55 @@ class BlockCache:
         """Return how many positions of a sequence can be held."""
         return self._places.capacities[sequence]
 
-    def extend(self, layer: int, sequence: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, size); return all, decoded.
+    def extend(
+        self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
+    ) -> tuple[Floats, Floats]:
+        """Hold keys and values, float32 (kv heads, n, size); return all, decoded, until the next call for this sequence.
 
         Raises UsageError where they do not fit, ModelError where they are not finite or beyond what a block can hold.
         """
         start, stop = self._places.next(sequence, keys.shape[1])
-        held = self._held[layer][sequence]
-        for part, what, new in zip(held, ("key", "value"), (keys, values), strict=True):
-            if not max(float(new.max()), -float(new.min())) <= _LARGEST:  # NaN is not less either
-                raise ModelError(
-                    f"block {layer} gives a {what} that {self._encoding.name} cannot hold, at one of the positions {start} to {stop - 1}",
-                    remedy="With --cache-type f32 an error names the place if a weight is damaged.",
-                )
-            part[:, start:stop] = self._encode(new)
-        return self._decode(held[0][:, :stop]), self._decode(held[1][:, :stop])
+        held, seen = self._held[layer][sequence], self._seen[sequence]
+
+        def take(task: tuple[int, slice, slice]) -> None:
+            """Encode what is new of some positions of some heads, and decode all of them."""
+            part, heads, positions = task
+            if positions.stop > start:
+                fresh = slice(max(positions.start, start), positions.stop)
+                new = (keys, values)[part][heads, fresh.start - start : fresh.stop - start]
+                self._check(layer, ("key", "value")[part], new, fresh)
+                encoded = self._encoding.encode(new.reshape(-1, new.shape[2]))
+                held[part][heads, fresh] = encoded.reshape(*new.shape[:2], -1)
+            self._decode(held[part][heads, positions], seen[part][heads, positions])
+
+        step = max(1, _TASK_NUMBERS // max(it.shape[2] for it in seen))
+        tasks = [
+            (part, heads, positions)
+            for part in range(2)
+            for heads in _slices(len(keys), max(1, step // stop))
+            for positions in _slices(stop, step)
+        ]
+        if workers is None or 2 * len(keys) * stop <= step:
+            for task in tasks:
+                take(task)
+        else:
+            workers.map(take, tasks)
+        return seen[0][:, :stop], seen[1][:, :stop]
+
+    def _decode(self, held: NDArray[np.uint8], out: Floats) -> None:
+        rows = np.ascontiguousarray(held.reshape(-1, held.shape[2]))
+        if out.flags.c_contiguous:  # of one head
+            self._encoding.codec().decode(rows, out.reshape(-1, out.shape[2]))
+        else:
+            out[...] = self._encoding.decode(rows).reshape(out.shape)
+
+    def _check(self, layer: int, what: str, new: Floats, positions: slice) -> None:
+        if not max(float(new.max()), -float(new.min())) <= _LARGEST:  # NaN is not less either
+            raise ModelError(
+                f"block {layer} gives a {what} that {self._encoding.name} cannot hold, "
+                f"at one of the positions {positions.start} to {positions.stop - 1}",
+                remedy="With --cache-type f32 an error names the place if a weight is damaged.",
+            )
 
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
@@ -160,13 +206,9 @@ class BlockCache:
         """Forget the positions of a sequence from ``length`` on."""
         self._places.truncate(sequence, length)
 
-    def _encode(self, rows: Floats) -> Bytes:
-        heads, count, size = rows.shape
-        return self._encoding.encode(rows.reshape(heads * count, size)).reshape(heads, count, -1)
 
-    def _decode(self, held: Bytes) -> Floats:
-        heads, count, width = held.shape
-        return self._encoding.decode(held.reshape(heads * count, width)).reshape(heads, count, -1)
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def make_cache(configuration: Configuration, capacities: Sequence[int], kind: str = "F32") -> Cache:

@@ -81,7 +81,7 @@ def _known(
         rotate(down[rows, None, latent.rank :], span.table, settings, keys[:, rows, :rotated])
         norm(down[rows, : latent.rank], keys[0, rows, rotated:])
         own = keys[:, rows], keys[:, rows, rotated:]
-        found.append(own if run.cache is None else run.cache.extend(index, number, *own))
+        found.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
     return found
 
 

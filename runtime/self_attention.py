@@ -73,7 +73,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     known: list[tuple[Floats, Floats]] = []
     for number, span in enumerate(run.spans):
         own = turned[:, span.start : span.stop], split_values[span.start : span.stop].transpose(1, 0, 2)
-        known.append(own if run.cache is None else run.cache.extend(index, number, *own))
+        known.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
 
     def gather(task: tuple[int, slice, int]) -> None:
         """Attend from some positions of one sequence, for the query heads that share one head of keys."""

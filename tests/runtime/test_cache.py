@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from tiny_networks import logits, network, tokens
 
 from qconv.errors import ModelError, UsageError
+from qconv.runtime import cache as cache_module
 from qconv.runtime.cache import CACHE_TYPES, Cache, make_cache
 from qconv.runtime.configuration import Configuration
 from qconv.runtime.network import Network
+from qconv.runtime.workers import Workers
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
 
@@ -53,6 +55,26 @@ def test_what_attention_sees_is_what_the_blocks_hold(llama: Network, kind: str) 
         again = quants.quantize(wanted, GGMLQuantizationType[kind])
         theirs = quants.dequantize(again, GGMLQuantizationType[kind])
         assert np.square(seen - wanted).sum() <= 1.001 * np.square(theirs - wanted).sum()
+
+
+@pytest.mark.parametrize("kind", CACHE_TYPES)
+@pytest.mark.parametrize("numbers", [1, 5 * 32, 1 << 17])
+def test_sharing_the_work_changes_nothing(
+    llama: Network, kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, given = filled(llama.configuration, kind, 23)
+    shared, _ = filled(llama.configuration, kind, 23)
+    monkeypatch.setattr(cache_module, "_TASK_NUMBERS", numbers)
+    with Workers(3) as workers:
+        for start, stop in ((0, 7), (7, 8), (8, 23)):
+            new = given[:, :, start:stop]
+            for layer in range(llama.configuration.layers):
+                one = np.array(alone.extend(layer, 0, new[0] + layer, new[1]))
+                other = np.array(shared.extend(layer, 0, new[0] + layer, new[1], workers))
+                assert one.shape[2] == stop
+                assert np.array_equal(one, other)
+            alone.advance(0, stop - start)
+            shared.advance(0, stop - start)
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)

@@ -24,6 +24,7 @@ from qconv.runtime.generate import Reader, generate
 from qconv.runtime.held import hold, memory_budget
 from qconv.runtime.network import Network, load_network
 from qconv.runtime.sampling import GREEDY, Sampling
+from qconv.runtime.workers import Workers
 
 
 def never(token: int) -> bool:
@@ -43,13 +44,18 @@ class Spy(FloatCache):
         self.interrupted_in: int | None = None
 
     def extend(
-        self, layer: int, sequence: int, keys: NDArray[np.float32], values: NDArray[np.float32]
+        self,
+        layer: int,
+        sequence: int,
+        keys: NDArray[np.float32],
+        values: NDArray[np.float32],
+        workers: Workers | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if layer == self.interrupted_in:
             raise KeyboardInterrupt
         if layer == 0:
             self.ran.append(keys.shape[1])
-        return super().extend(layer, sequence, keys, values)
+        return super().extend(layer, sequence, keys, values, workers)
 
 
 def greedy_by_whole_passes(found: Network, prompt: Sequence[int], count: int) -> list[int]:
