@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,26 @@ class _Batch(ctypes.Structure):
     )
 
 
+class _Tensor(ctypes.Structure):
+    """ggml's tensor, as far as its inputs go; :func:`_look` makes sure that the fields are where they are said to be."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("sizes", ctypes.c_int64 * 4),
+        ("strides", ctypes.c_size_t * 4),
+        ("operation", ctypes.c_int),
+        ("parameters", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("inputs", ctypes.c_void_p * 10),
+        ("view", ctypes.c_void_p),
+        ("view_offset", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+_EVAL_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _quiet = _LOG_CALLBACK(lambda level, text, data: None)
 
@@ -63,6 +84,8 @@ def _library() -> ctypes.CDLL:
         ("llama_model_free", None, [pointer]),
         ("llama_log_set", None, [_LOG_CALLBACK, pointer]),
         ("llama_backend_init", None, []),
+        ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_op_desc", ctypes.c_char_p, [pointer]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -72,7 +95,7 @@ def _library() -> ctypes.CDLL:
 
 
 @contextmanager
-def _opened(library: ctypes.CDLL, path: Path, length: int) -> Iterator[tuple[int, int]]:
+def _opened(library: ctypes.CDLL, path: Path, length: int, watch: Any = None) -> Iterator[tuple[int, int]]:
     model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
     if not model:
         raise OSError(f"llama.cpp refuses {path}")
@@ -83,6 +106,9 @@ def _opened(library: ctypes.CDLL, path: Path, length: int) -> Iterator[tuple[int
         if list(parameters.words[26:28]) != [1, 1]:
             raise OSError("this llama.cpp has its cache's types elsewhere")
         parameters.words[26] = parameters.words[27] = 0  # keys and values in F32 instead of F16
+        if watch is not None:  # called before and after every operation
+            address = ctypes.cast(watch, ctypes.c_void_p).value or 0
+            parameters.words[22], parameters.words[23] = address & 0xFFFFFFFF, address >> 32
         context = library.llama_init_from_model(model, parameters)
         if not context:
             raise OSError(f"llama.cpp cannot make a context for {path}")
@@ -96,18 +122,69 @@ def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Return float32 (tokens, vocabulary), the logits after each token; OSError where llama.cpp refuses the file."""
     library = _library()
     with _opened(library, path, max(64, len(tokens))) as (model, context):
-        batch = library.llama_batch_init(len(tokens), 0, 1)
-        batch.count = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.tokens[i], batch.positions[i], batch.sequence_counts[i], batch.wanted[i] = token, i, 1, 1
-            batch.sequences[i][0] = 0
-        status = library.llama_decode(context, batch)
-        library.llama_batch_free(batch)
-        if status:
-            raise RuntimeError(f"llama_decode returned {status}")
+        _decode(library, context, tokens)
         size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         rows = [np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (size,)) for i in range(len(tokens))]
         return np.array(rows, np.float32)
+
+
+def _decode(library: ctypes.CDLL, context: int, tokens: Sequence[int]) -> None:
+    """Run one sequence, with logits wanted everywhere."""
+    batch = library.llama_batch_init(len(tokens), 0, 1)
+    batch.count = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.tokens[i], batch.positions[i], batch.sequence_counts[i], batch.wanted[i] = token, i, 1, 1
+        batch.sequences[i][0] = 0
+    status = library.llama_decode(context, batch)
+    library.llama_batch_free(batch)
+    if status:
+        raise RuntimeError(f"llama_decode returned {status}")
+
+
+def product_inputs(
+    path: Path, sequences: Sequence[Sequence[int]]
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.int32] | None]]:
+    """Yield what llama.cpp multiplies weights by when it runs each sequence: the weights' name, the rows, and the rows' experts.
+
+    Rows are float32 (tokens, columns), with experts (tokens, 1 or their number, columns); experts int32 (tokens, their number).
+    """
+    library = _library()
+    seen: list[tuple[str, NDArray[np.float32], NDArray[np.int32] | None]] = []
+
+    def watch(tensor: int, asked: bool, data: int) -> bool:
+        kind = library.ggml_op_desc(tensor)
+        if kind in (b"MUL_MAT", b"MUL_MAT_ID") and not asked:
+            weights, rows, experts = (_look(library, it) for it in _look(library, tensor).inputs[:3])
+            name = weights.name.decode()
+            if name.endswith(".weight"):
+                chosen = None if kind == b"MUL_MAT" else _array(experts, np.int32)[0, 0]
+                found = _array(rows, np.float32)[0]
+                seen.append((name, found[0] if chosen is None else found, chosen))
+        return kind in (b"MUL_MAT", b"MUL_MAT_ID")
+
+    callback = _EVAL_CALLBACK(watch)
+    for tokens in sequences:
+        with _opened(library, path, max(64, len(tokens)), callback) as (_, context):
+            _decode(library, context, tokens)
+        yield from seen
+        seen.clear()
+
+
+def _look(library: ctypes.CDLL, address: int | None) -> _Tensor:
+    if not address:
+        return _Tensor()
+    found = _Tensor.from_address(address)
+    if found.name != library.ggml_get_name(address):
+        raise OSError("this llama.cpp has the fields of its tensors elsewhere")
+    return found
+
+
+def _array(tensor: _Tensor, dtype: type[Any]) -> NDArray[Any]:
+    """Return a copy of a tensor's elements in NumPy's order."""
+    shape, strides = tuple(tensor.sizes)[::-1], tuple(tensor.strides)[::-1]
+    size = sum((count - 1) * step for count, step in zip(shape, strides, strict=True)) + np.dtype(dtype).itemsize
+    raw = (ctypes.c_char * size).from_address(tensor.data or 0)
+    return np.ndarray(shape, dtype, raw, 0, strides).copy()
 
 
 @contextmanager
