@@ -242,14 +242,18 @@ def test_scales_are_folded_in_where_the_encoding_changes(
                 assert np.abs(rows(found) - wanted).max() < np.abs(wanted).max() / 100
 
 
-def test_scales_are_folded_in_for_other_formats(folder: Folder, cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "name"), [("ggjt", "m.ggjt"), ("hf", "out")])
+def test_scales_are_folded_in_for_other_formats(
+    target: str, name: str, folder: Folder, cli: Cli, tmp_path: Path
+) -> None:
     import qconv
 
     path, truth = folder("modelopt-nvfp4", intermediate_size=192, num_key_value_heads=4)
-    done = cli("convert", path, tmp_path / "m.ggjt", "--to", "ggjt", "--type", "f32", "--allow-requantize")
+    done = cli("convert", path, tmp_path / name, "--to", target, "--type", "f32")
     assert done.code == 0, done.err
-    with qconv.open(tmp_path / "m.ggjt") as model:
+    with qconv.open(tmp_path / name) as model:
         check(model, whole(path, truth))
+        assert not [tensor for tensor in model.tensors if tensor.endswith(".scale")]
 
 
 @pytest.mark.oracles
