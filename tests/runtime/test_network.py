@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_model import tensor
+from numpy.typing import NDArray
 from tiny_networks import in_memory, logits, network, tokens
 
 from qconv.errors import (
@@ -145,3 +146,42 @@ def test_a_configuration_needs_no_tensors() -> None:
     assert read_configuration(model).rope is None
     with pytest.raises(MissingTensorError):
         load_network(model)
+
+
+def test_norms_of_heads_are_told_by_their_shape() -> None:
+    """One for every head alike, the same as one row per head; rows that differ, or one over all heads, are something else."""
+    model = in_memory("qwen3", PATH)
+    row = model.tensors["blk.0.attn_q_norm.weight"].rows(0, 1)[0]
+    text = tokens(9)
+    (wanted,) = logits(load_network(model), text)
+
+    def with_norm(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        (found,) = logits(load_network(changed(model, blk__0__attn_q_norm__weight=tensor("x", values))), text)
+        return found
+
+    assert np.array_equal(with_norm(np.tile(row, (4, 1))), wanted)
+    assert not np.allclose(with_norm(np.stack([row, 2 * row, row, row])), wanted, atol=1e-3)
+    assert not np.allclose(with_norm(np.tile(row, 4)), wanted, atol=1e-3)
+    with pytest.raises(ShapeError, match=r"blk.0.attn_q_norm.weight: its shape is \(3, 8\), but \(4, 8\) is needed"):
+        with_norm(np.tile(row, (3, 1)))
+
+
+def test_families_that_share_a_name_are_told_apart_by_their_marks() -> None:
+    assert [network(name).configuration.architecture for name in ("deepseek2", "deepseek3")] == [
+        "deepseek2",
+        "deepseek3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deepseek2__attention__key_length_mla": uint32(4)}, "keys of 4 of which 4 are rotated"),
+        ({"deepseek2__expert_group_count": uint32(3)}, "2 of 4 experts cannot come from 1 of 3 groups"),
+        ({"deepseek2__expert_group_used_count": uint32(5)}, "from 5 of 2 groups"),
+        ({"deepseek2__expert_weights_scale": float32(float("nan"))}, "expert_weights_scale is nan"),
+    ],
+)
+def test_latents_and_groups_that_make_no_sense(change: dict[str, Field], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_network(told(in_memory("deepseek3", PATH), **change))
