@@ -79,8 +79,10 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
         if check.config not in found or check.at_least is not None:
             found[check.config] = _checked(check, values)
     for entry, layer in family.entries:
-        if entry.configuration and fill_name(entry.gguf[0], layer) in model.tensors:
+        if fill_name(entry.gguf[0], layer) in model.tensors:
             found |= entry.configuration
+    if isinstance(found["architectures"], str):  # a class that an entry asks for
+        found["architectures"] = [found["architectures"]]
     found |= rebuild_rope(architecture, values, model.metadata, model.tensors)
     found |= special_ids(model.metadata)
     return found

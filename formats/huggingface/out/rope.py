@@ -64,6 +64,10 @@ def rebuild_rope(
         scaling = None
     if scaling is not None:
         found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+    elif rope.local_theta is None:
+        # the spelling since transformers 5, where some families are scaled unless they say that they are not
+        share = {key: found[key] for key in ("partial_rotary_factor",) if key in found}
+        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share}
     return found
 
 

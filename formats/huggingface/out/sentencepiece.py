@@ -25,14 +25,15 @@ def build_sentencepiece(kind: str, tokens: Tokens, metadata: Mapping[str, Field]
     None for other kinds, and where there is no unknown token: sentencepiece loads no model without.
     """
     model_type = {"llama": ModelType.BPE, "t5": ModelType.UNIGRAM}.get(kind)
-    unknown = [token for token, each in enumerate(tokens.types) if each is TokenType.UNKNOWN]
-    if model_type is None or not tokens.scores or len(unknown) != 1:
+    listed = (token for token, each in enumerate(tokens.types) if each is TokenType.UNKNOWN)
+    unknown = tokens.ids.get("unk", next(listed, None))
+    if model_type is None or not tokens.scores or unknown is None:
         return None
     pieces = b"".join(
-        _message(1, _piece(_stored(text, each), score, each))
-        for text, score, each in zip(tokens.texts, tokens.scores, tokens.types, strict=True)
+        _message(1, _piece(_stored(text, each), score, _stored_type(token, each, unknown)))
+        for token, (text, score, each) in enumerate(zip(tokens.texts, tokens.scores, tokens.types, strict=True))
     )
-    ids = {**tokens.ids, "unk": unknown[0]}
+    ids = {**tokens.ids, "unk": unknown}
     trainer = _number(3, model_type) + _number(4, len(tokens.texts)) + _number(35, TokenType.BYTE in tokens.types)
     for index, role in enumerate(_ROLES):
         trainer += _number(_FIRST_ID + index, ids.get(role, -1))
@@ -44,6 +45,13 @@ def build_sentencepiece(kind: str, tokens: Tokens, metadata: Mapping[str, Field]
 def _stored(text: str, kind: TokenType) -> str:
     """Return a piece as sentencepiece has it: GGUF spells the spaces of user-defined ones as spaces."""
     return text.replace(" ", "▁") if kind is TokenType.USER_DEFINED else text
+
+
+def _stored_type(token: int, kind: TokenType, unknown: int) -> TokenType:
+    """Return a piece's type: exactly one is unknown, though GGUF may call placeholders so."""
+    if token == unknown:
+        return TokenType.UNKNOWN
+    return TokenType.UNUSED if kind is TokenType.UNKNOWN else kind
 
 
 def _piece(text: str, score: float, kind: TokenType) -> bytes:

@@ -27,6 +27,7 @@ import numpy as np
 
 from ...base import Model
 from ...metadata import Field
+from ..tokenizer_vocabulary import MAX_TOKENS
 
 __all__ = ["LONGEST", "PREFIX", "Recorded", "read_recorded", "recorded_types", "tokenizer_digest"]
 
@@ -45,6 +46,7 @@ class Recorded:
         generation: text of ``generation_config.json``.
         tokenizer_config: object of ``tokenizer_config.json``.
         tokenizer: object of ``tokenizer.json``, without its lists.
+        added: the added tokens by id, with what does not follow from the vocabulary; None where that is not known.
         dtype: safetensors' name of most weights' dtype.
         dtypes: those that differ, by tensor name.
         forms: names of the map's entries that were used though others give the same tensors.
@@ -56,6 +58,7 @@ class Recorded:
     generation: str | None = None
     tokenizer_config: Mapping[str, Any] = field(default_factory=lambda: _NO_OBJECT)
     tokenizer: Mapping[str, Any] = field(default_factory=lambda: _NO_OBJECT)
+    added: Mapping[int, Mapping[str, Any]] | None = None
     dtype: str | None = None
     dtypes: Mapping[str, str] = field(default_factory=lambda: _NO_OBJECT)
     forms: frozenset[str] = frozenset()
@@ -95,13 +98,16 @@ def read_recorded(metadata: Mapping[str, Field]) -> Recorded:
 
     names, types = _object(text("names")), _object(text("dtypes"))
     same_tokenizer = text("tokenizer_digest") == tokenizer_digest(metadata)
+    tokenizer = _object(text("tokenizer")) if same_tokenizer else _NO_OBJECT
+    added = _added(tokenizer.get("added"))
     prefix, forms = names.get("prefix"), names.get("forms")
     usual, others = types.get("usual"), types.get("others")
     return Recorded(
         config=text("config"),
         generation=text("generation_config") if same_tokenizer else None,
         tokenizer_config=_object(text("tokenizer_config")) if same_tokenizer else _NO_OBJECT,
-        tokenizer=_object(text("tokenizer")) if same_tokenizer else _NO_OBJECT,
+        tokenizer=tokenizer if added is not None else _NO_OBJECT,
+        added=added,
         dtype=usual if isinstance(usual, str) else None,
         dtypes=others if isinstance(others, dict) else _NO_OBJECT,
         forms=frozenset(map(str, forms)) if isinstance(forms, list) else frozenset(),
@@ -116,6 +122,30 @@ def _object(text: str | None) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return _NO_OBJECT
     return found if isinstance(found, dict) else _NO_OBJECT
+
+
+def _added(value: object) -> dict[int, Mapping[str, Any]] | None:
+    """Return the added tokens by id; None for anything that :mod:`.record` does not write."""
+    if not isinstance(value, dict):
+        return None
+    runs, odd = value.get("plain", []), value.get("odd", {})
+    if not isinstance(runs, list) or not isinstance(odd, dict):
+        return None
+    found: dict[int, Mapping[str, Any]] = {}
+    for run in runs:
+        if not (isinstance(run, list) and len(run) == 2 and all(type(end) is int for end in run)):
+            return None
+        first, last = run
+        if not 0 <= first <= last < MAX_TOKENS or len(found) + last - first >= MAX_TOKENS:
+            return None
+        found |= dict.fromkeys(range(first, last + 1), _NO_OBJECT)
+    for token, entry in odd.items():
+        if not (token.isdecimal() and int(token) < MAX_TOKENS and isinstance(entry, dict)):
+            return None
+        if not all(isinstance(said, str if key == "content" else bool) for key, said in entry.items()):
+            return None
+        found[int(token)] = entry
+    return found
 
 
 def recorded_types(model: Model) -> dict[str, str]:

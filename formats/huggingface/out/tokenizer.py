@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ....errors import TokenizerError
 from ...base import Model
-from ...getters import get_string, get_strings
+from ...getters import get_flag, get_string, get_strings
 from ...metadata import Field
 from ...pretokenizers import find_pre_tokenizer
 from .sentencepiece import build_sentencepiece
@@ -36,7 +37,10 @@ def rebuild_tokenizer(model: Model, recorded: Recorded, context: int) -> tuple[d
     template = _templates(metadata)
     if template is not None:
         config["chat_template"] = template
-    files = {"tokenizer.json": _text(built), "tokenizer_config.json": _text(config)}
+    try:
+        files = {"tokenizer.json": _text(built), "tokenizer_config.json": _text(config)}
+    except UnicodeEncodeError as error:
+        raise TokenizerError("a token or a template is no valid Unicode", path=model.path) from error
     pieces = build_sentencepiece(kind, tokens, metadata, model.path)
     if pieces is not None:
         files["tokenizer.model"] = pieces
@@ -48,12 +52,17 @@ def _text(value: Mapping[str, Any]) -> bytes:
 
 
 def _configuration(tokens: Tokens, metadata: Mapping[str, Field], kind: str, context: int) -> dict[str, Any]:
-    """Return a configuration by which transformers takes ``tokenizer.json`` as it is."""
+    """Return a configuration by which transformers takes ``tokenizer.json`` as it is, or for Llama's kind, as it takes Llama's own."""
     known = find_pre_tokenizer(get_string(metadata, "tokenizer.ggml.pre") or "") if kind == "gpt2" else None
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": known is not None and known.clean_spaces,
     }
+    if _is_llama(tokens, metadata, kind):
+        found["tokenizer_class"] = "LlamaTokenizer"
+        found["legacy"] = True  # a space after every special token, as runtimes of GGUF have it
+        found["add_bos_token"] = get_flag(metadata, "tokenizer.ggml.add_bos_token") is not False
+        found["add_eos_token"] = get_flag(metadata, "tokenizer.ggml.add_eos_token") is True
     if context:
         found["model_max_length"] = context
     for role in _ROLES:
@@ -61,6 +70,11 @@ def _configuration(tokens: Tokens, metadata: Mapping[str, Field], kind: str, con
         if text is not None:
             found[f"{role}_token"] = text
     return found
+
+
+def _is_llama(tokens: Tokens, metadata: Mapping[str, Field], kind: str) -> bool:
+    spaced = get_flag(metadata, "tokenizer.ggml.add_space_prefix") is not False
+    return kind == "llama" and spaced and all(role in tokens.ids for role in ("unk", "bos", "eos"))
 
 
 def _templates(metadata: Mapping[str, Field]) -> str | list[dict[str, str]] | None:

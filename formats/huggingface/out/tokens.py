@@ -77,16 +77,9 @@ def _base(types: Sequence[TokenType]) -> int:
 
 def added_tokens(tokens: Tokens, recorded: Recorded) -> list[dict[str, Any]]:
     """Return the ``added_tokens`` of a ``tokenizer.json``, by id."""
-    known = recorded.tokenizer.get("added")
-    if isinstance(known, dict):
-        plain = [token for first, last in known.get("plain", ()) for token in range(first, last + 1)]
-        odd = {int(token): entry for token, entry in known.get("odd", {}).items()}
-        found = {token: {} for token in plain} | odd
-        return [
-            _entry(token, entry, tokens)
-            for token, entry in sorted(found.items())
-            if token < len(tokens.texts) or "content" in entry
-        ]
+    if recorded.added is not None:
+        known = sorted(recorded.added.items())
+        return [_entry(token, odd, tokens) for token, odd in known if token < len(tokens.texts) or "content" in odd]
     return [
         _entry(token, {} if kind is not TokenType.USER_DEFINED else {"special": False}, tokens)
         for token, kind in enumerate(tokens.types)

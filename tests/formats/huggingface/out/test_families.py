@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conversions import convert_without_source
+from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers_models import CASES, PROMPTS, Case, expected, save
 
@@ -44,6 +45,11 @@ def loaded(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def assert_close(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> None:
+    assert wanted.std() > 0.5, "the reference must not be flat, or the comparison says nothing"
+    assert np.abs(found - wanted).max() < TOLERANCE * np.ptp(wanted)
+
+
 @pytest.mark.oracles
 @pytest.mark.usefixtures("no_tokenizer")
 @pytest.mark.filterwarnings("ignore")
@@ -63,7 +69,7 @@ def test_there_and_back(dtype: str, model_case: Case, tmp_path: Path) -> None:
         assert json.loads(texts[0]) == json.loads(texts[1])
     again = loaded(tmp_path / "back")
     for prompt in PROMPTS:
-        assert np.array_equal(expected(again, prompt), expected(reference, prompt))
+        assert_close(expected(again, prompt), expected(reference, prompt))
 
 
 @pytest.mark.oracles
@@ -76,5 +82,4 @@ def test_a_file_that_keeps_nothing_of_its_source(model_case: Case, tmp_path: Pat
     convert_without_source(tmp_path / "model.gguf", tmp_path / "back", "hf")
     again = loaded(tmp_path / "back")
     for prompt in PROMPTS:
-        wanted = expected(reference, prompt)
-        assert np.abs(expected(again, prompt) - wanted).max() < TOLERANCE * np.ptp(wanted)
+        assert_close(expected(again, prompt), expected(reference, prompt))
