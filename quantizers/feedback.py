@@ -2,17 +2,21 @@
 
 A layer's weights ``W`` (out, in) meet inputs of second moment ``H`` (in, in), so an error ``E`` costs ``tr(E H Eᵀ)``. With ``H = M D Mᵀ``, ``M`` upper
 triangular with ones on its diagonal and ``D`` diagonal, that is the sum over columns ``c`` of ``D[c] * |E[:, c] + sum over k < c of E[:, k] M[k, c]|²``.
-Taken from left to right, column ``c`` is therefore rounded not from its weights but from its *target* ``W[:, c] + sum over k < c of
-E[:, k] M[k, c]``, and what rounding leaves of the target counts by ``D[c]``: by how much of the column's input those before it do not
-predict. This is GPTQ (Frantar et al., arXiv:2210.17323) in the form of LDLQ (Chee et al., arXiv:2307.13304), which needs no inverse.
+Columns are rounded from left to right. Whenever some are done, there is a best choice of real numbers for the rest: their *targets*. Rounding
+column ``c`` by a residual ``r`` from its target costs ``D[c] r²`` and moves the targets of columns ``j`` behind it by ``-r M⁻¹[c, j]``. This is GPTQ
+(Frantar et al., arXiv:2210.17323); what many columns bring about is added up as in LDLQ (Chee et al., arXiv:2307.13304), so that ``M`` need not be
+inverted as a whole.
 
 Whoever quantizes decides how many columns are a step, and what their values may be::
 
     feedback = Feedback(weights, factor)
-    for start in range(0, columns, step):
-        targets = feedback.targets(start, start + step)
-        # … choose scales for targets, round them column by column with feedback.unit …
-        feedback.settle(start, values)
+    while feedback.settled < columns:
+        stop = feedback.settled + step
+        targets, inverse = feedback.targets(stop), factor.inverse(feedback.settled, stop)
+        for c in range(step):
+            values[:, c] = …  # nearest to targets[:, c]
+            targets[:, c + 1 :] -= np.outer(targets[:, c] - values[:, c], inverse[c, c + 1 :])
+        feedback.settle(values)
 
 All of this is in the order of :attr:`Factor.order`; :meth:`Feedback.values` gives the result in the layer's own order.
 """
@@ -32,12 +36,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
 
-__all__ = ["DAMPING", "Factor", "Feedback", "block_order", "column_order", "factorize"]
+__all__ = ["DAMPING", "STEP", "Factor", "Feedback", "block_order", "column_order", "factorize"]
+
+STEP: Final = 256
+"""Columns that are factorized together; steps that do not cross a multiple of it are quickest."""
 
 DAMPING: Final = 0.03
 """What is added to the diagonal of a second moment, relative to its mean."""
 
-_STEP: Final = 256  # columns that are factorized together
 _TRIES: Final = 10
 
 
@@ -47,12 +53,14 @@ class Factor:
 
     Attributes:
         unit: float32 (n, n), C-contiguous, upper triangular with ones on the diagonal. Read-only.
+        corners: float32 (steps, 256, 256): the inverses of the blocks of 256 on the diagonal of ``unit``, the last filled up. Read-only.
         weights: float32 (n,), positive: what a squared error that is left in a column counts. Read-only.
         order: intp (n,): the columns in the order of rounding. Read-only.
         damping: what was added to the diagonal, in the units of ``H``.
     """
 
     unit: Floats
+    corners: Floats
     weights: Floats
     order: NDArray[np.intp]
     damping: float
@@ -65,7 +73,15 @@ class Factor:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes."""
-        return self.unit.nbytes
+        return self.unit.nbytes + self.corners.nbytes
+
+    def inverse(self, start: int, stop: int) -> Floats:
+        """Return float32 (stop - start, stop - start): the inverse of the block of ``unit`` of these columns."""
+        corner, first = divmod(start, STEP)
+        last = first + stop - start
+        if last <= STEP:
+            return self.corners[corner, first:last, first:last]
+        return np.linalg.inv(self.unit[start:stop, start:stop].astype(np.float64)).astype(np.float32)
 
 
 def column_order(moment: Floats | Doubles) -> NDArray[np.intp]:
@@ -120,14 +136,24 @@ def factorize(
         raise EncodingError("a second moment is not positive definite, even damped", remedy="Raise --damping.")
     scale = work.diagonal().copy()
     unit = np.zeros((columns, columns), np.float32)
-    for start in range(0, columns, _STEP):
-        rows = slice(start, min(start + _STEP, columns))
+    for start in range(0, columns, STEP):
+        rows = slice(start, min(start + STEP, columns))
         np.divide(work[rows, start:], scale[start:], out=unit[rows, start:], casting="same_kind")
         unit[rows, rows] = np.triu(unit[rows, rows])
-    weights = np.square(scale).astype(np.float32)
-    for array in (unit, weights, places):
+    weights, corners = np.square(scale).astype(np.float32), _corners(unit)
+    for array in (unit, corners, weights, places):
         array.flags.writeable = False
-    return Factor(unit, weights, places, attempt * added)
+    return Factor(unit, corners, weights, places, attempt * added)
+
+
+def _corners(unit: Floats) -> Floats:
+    """Return the inverses of the blocks on the diagonal."""
+    starts = range(0, len(unit), STEP)
+    corners = np.tile(np.eye(STEP, dtype=np.float32), (len(starts), 1, 1))
+    for corner, start in zip(corners, starts, strict=True):
+        block = unit[start : start + STEP, start : start + STEP]
+        corner[: len(block), : len(block)] = np.linalg.inv(block.astype(np.float64))
+    return corners
 
 
 def _ordered(moment: Floats | Doubles, places: NDArray[np.intp]) -> Doubles:
@@ -135,8 +161,8 @@ def _ordered(moment: Floats | Doubles, places: NDArray[np.intp]) -> Doubles:
     if (places[1:] > places[:-1]).all():
         return moment.astype(np.float64)
     whole = np.empty(moment.shape, np.float64)
-    for start in range(0, len(places), _STEP):
-        whole[start : start + _STEP] = moment[places[start : start + _STEP]][:, places]
+    for start in range(0, len(places), STEP):
+        whole[start : start + STEP] = moment[places[start : start + STEP]][:, places]
     return whole
 
 
@@ -145,8 +171,8 @@ def _upper_lower(work: Doubles) -> bool:
 
     From the last block of columns to the first; what is below the diagonal is not read and holds nothing of use afterwards.
     """
-    for start in range((len(work) - 1) // _STEP * _STEP, -1, -_STEP):
-        stop = min(start + _STEP, len(work))
+    for start in range((len(work) - 1) // STEP * STEP, -1, -STEP):
+        stop = min(start + STEP, len(work))
         block = work[start:stop, start:stop]
         mirrored = np.triu(block) + np.triu(block, 1).T
         try:
@@ -160,8 +186,8 @@ def _upper_lower(work: Doubles) -> bool:
             return True
         panel = work[:start, start:stop] @ np.linalg.inv(corner).T
         work[:start, start:stop] = panel
-        for first in range(0, start, 4 * _STEP):  # the triangle above the diagonal, in strips
-            last = min(first + 4 * _STEP, start)
+        for first in range(0, start, 4 * STEP):  # the triangle above the diagonal, in strips
+            last = min(first + 4 * STEP, start)
             work[:last, first:last] -= panel[:last] @ panel[first:last].T
     return True
 
@@ -188,13 +214,10 @@ class Feedback:
         self.settled = 0
 
     def targets(self, stop: int) -> Floats:
-        """Return float32 (rows, stop - settled): what the next columns should become, by the errors of all settled ones.
-
-        Errors within these columns are the caller's: of a target, those of columns ``k`` before it in ``targets`` add ``E[:, k] *
-        unit[settled + k, settled + c]``.
-        """
+        """Return float32 (rows, stop - settled): the best real numbers for the next columns, with those behind them free as well."""
         start = self.settled
-        targets = self.errors[:, :start] @ self.factor.unit[:start, start:stop]
+        shift: Floats = self.errors[:, :start] @ self.factor.unit[:start, start:stop]
+        targets: Floats = np.matmul(shift, self.factor.inverse(start, stop), dtype=np.float32)
         targets += self.weights[:, start:stop]
         return targets
 
@@ -213,8 +236,8 @@ class Feedback:
     def cost(self) -> Doubles:
         """Return float64 (rows,): each row's share of ``tr(E H Eᵀ)``, damping included."""
         found = np.zeros(len(self.errors), np.float64)
-        for start in range(0, self.factor.columns, _STEP):
-            stop = min(start + _STEP, self.factor.columns)
+        for start in range(0, self.factor.columns, STEP):
+            stop = min(start + STEP, self.factor.columns)
             left = self.errors[:, :stop] @ self.factor.unit[:stop, start:stop]
             found += np.square(left.astype(np.float64)) @ self.factor.weights[start:stop]
         return found
