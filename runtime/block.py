@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .elementwise import sigmoid
 from .feed_forward import dense, mixture
 from .latent_attention import latent_attention
 from .layers import Block, Experts, LatentAttention, Norm
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
+from .weights import product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +66,13 @@ def _feed_forward(run: Run, block: Block, inputs: Floats) -> Floats:
     assert run.configuration.routing is not None
     result = mixture(run.workers, layer, run.configuration.routing, activation, inputs, run.hooks)
     if layer.shared is not None:
-        result += dense(run.workers, layer.shared, activation, inputs, run.hooks)
+        always = dense(run.workers, layer.shared, activation, inputs, run.hooks)
+        if layer.shared_gate is not None:
+            gate = product(run.workers, inputs, layer.shared_gate)
+            run.hooks.report(layer.shared_gate.matrix.name, gate)
+            sigmoid(gate)
+            always *= gate
+        result += always
     return result
 
 

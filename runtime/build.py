@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .layers import Attention, Block, Dense, Experts, LatentAttention, Norm
 from .place import Place
+from .weights import Linear, Matrix
 
 __all__ = ["build_block"]
 
@@ -105,6 +106,7 @@ def _experts(place: Place, prefix: str) -> Experts:
         tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
         place.vector(prefix + "exp_probs_b.bias", count),
         _shared(place, prefix) if f"{prefix}ffn_down_shexp.weight" in place.model.tensors else None,
+        _shared_gate(place, f"{prefix}ffn_gate_inp_shexp.weight"),
     )
 
 
@@ -117,3 +119,9 @@ def _shared(place: Place, prefix: str) -> Dense:
         place.linear(prefix + "ffn_up_shexp", width, hidden),
         down,
     )
+
+
+def _shared_gate(place: Place, name: str) -> Linear | None:
+    if name not in place.model.tensors:
+        return None
+    return Linear(Matrix(place.tensor(name, (place.configuration.hidden,)), 0, 1))

@@ -92,12 +92,21 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture: the router, one feed-forward per expert, what is added to scores for the choice alone, and an expert that is always used."""
+    """A mixture.
+
+    Attributes:
+        router: (experts, hidden).
+        experts: one feed-forward each.
+        choice_bias: added to the router's scores for the choice of experts alone.
+        shared: a feed-forward for every token beside those of its experts.
+        shared_gate: (1, hidden): the shared one's result is multiplied by the sigmoid of this.
+    """
 
     router: Linear
     experts: tuple[Dense, ...]
     choice_bias: Vector | None = None
     shared: Dense | None = None
+    shared_gate: Linear | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ __all__ = [
     "permute_rotary",
     "scatter_groups",
     "separate",
+    "squeeze",
     "stack",
     "unpermute_rotary",
+    "unsqueeze",
     "unstack",
 ]
 
@@ -134,6 +136,18 @@ def join(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tenso
         return lower, matrix * (total - height) + first - height, total - first
 
     return (replace(upper, shape=(*outer, total, width), read=span_reader(upper, span)),)
+
+
+def squeeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return a matrix of one row as a vector."""
+    if len(tensor.shape) != 2 or tensor.shape[0] != 1:
+        raise ModelError(f"shape {tensor.shape} is no matrix of one row", tensor=tensor.name)
+    return replace(tensor, shape=tensor.shape[1:])
+
+
+def unsqueeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return a vector as a matrix of one row."""
+    return replace(tensor, shape=(1, *tensor.shape))
 
 
 def separate(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ name                             Hugging Face → GGUF                          
 ``transpose``                    every matrix to its transpose; a slab reads its whole matrix  —                 the same again
 ``add_one``                      adds 1 in float32; the result is F32                          —                 subtracts 1
 ``stack``                        n tensors to one with a new first axis, in order              —                 n tensors
+``squeeze``                      a matrix of one row to a vector                               —                 a matrix again
 ``split_rows``                   one tensor cut along the axis before the last: ``first``      first             joined
                                  rows, then the rest, in each matrix of a stack
 ``fuse_rows``                    two tensors joined along that axis: ``first`` rows, then more first             cut
@@ -43,8 +44,10 @@ from .rows import (
     permute_rotary,
     scatter_groups,
     separate,
+    squeeze,
     stack,
     unpermute_rotary,
+    unsqueeze,
     unstack,
 )
 
@@ -81,6 +84,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "transpose": Transform(each(transpose), each(transpose)),
         "add_one": Transform(each(shift(1.0)), each(shift(-1.0))),
         "stack": Transform(stack, unstack),
+        "squeeze": Transform(each(squeeze), each(unsqueeze)),
         "split_rows": Transform(cut, join, ("first",)),
         "fuse_rows": Transform(join, cut, ("first",)),
         "separate_rows": Transform(separate, interleave),

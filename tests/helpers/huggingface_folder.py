@@ -87,6 +87,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "glm": CONFIG | {"architectures": ["GlmForCausalLM"], "model_type": "glm", "head_dim": 4},
     "glm4": CONFIG | {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "head_dim": 8},
+    "glm4moe": CONFIG
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "model_type": "glm4_moe",
+        "head_dim": 8,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 12,
+    },
     "granite": CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | MULTIPLIERS,
     "granitemoe": CONFIG
     | {
@@ -97,6 +108,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     }
     | MULTIPLIERS,
     "olmo2": CONFIG | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "olmoe": CONFIG
+    | {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        "num_key_value_heads": 4,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2moe": CONFIG
+    | {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 14,
+    },
     "starcoder2": CONFIG | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"},
     "gpt-oss": CONFIG
     | {

@@ -70,6 +70,9 @@ LATENT = {
     "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
 }  # fmt: skip
+GLM_MOE = {
+    key: LATENT[key] for key in LATENT if not key.endswith(("_rank", "_dim")) and key != "num_key_value_heads"
+} | {"head_dim": 32}
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 
@@ -109,10 +112,14 @@ CASES = (
     case("glm", "GlmForCausalLM", head_dim=16),
     case("glm4", "Glm4ForCausalLM", head_dim=16),
     case("glm4-no-biases", "Glm4ForCausalLM", head_dim=32, attention_bias=False, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    case("glm4moe", "Glm4MoeForCausalLM", **GLM_MOE, n_group=1, topk_group=1, attention_bias=True, num_mtp_layers=0),
+    case("glm4moe-norms-groups", "Glm4MoeForCausalLM", **GLM_MOE | {"n_routed_experts": 8}, n_group=4, topk_group=2, use_qk_norm=True, routed_scaling_factor=2.5),
     case("granite", "GraniteForCausalLM", **MULTIPLIERS),
     case("granite-biases-tied", "GraniteForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=LLAMA3),
     case("granitemoe", "GraniteMoeForCausalLM", **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2),
     case("granitemoe-shared", "GraniteMoeSharedForCausalLM", **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48),
+    case("olmoe", "OlmoeForCausalLM", num_key_value_heads=4, num_experts=6, num_experts_per_tok=3),
+    case("qwen2moe", "Qwen2MoeForCausalLM", **MOE | {"norm_topk_prob": False}, num_experts=6, shared_expert_intermediate_size=48),
     case("olmo2", "Olmo2ForCausalLM"),
     case("olmo2-yarn", "Olmo2ForCausalLM", num_key_value_heads=4, rope_parameters=yarn()),
     case("falcon-7b", "FalconForCausalLM", num_kv_heads=4),
