@@ -60,13 +60,18 @@ def convert_model(
     chosen = replace(settings or Settings(), type_name=type_name)
     target = find_target(Path(output), to, registries)
     with open(source) as model:
+        importance = load_importance(chosen, registries)
+        if chosen.budget is not None or chosen.recipe is not None:
+            from .budget import fit_to_budget
+
+            chosen, _ = fit_to_budget(model, Path(output), target, chosen, registries, importance)
         plan = make_plan(
             model,
             Path(output),
             target,
             chosen,
             registries.encodings,
-            load_importance(chosen, registries),
+            importance,
             float_source=model.format != "gguf",
             architectures=registries.architectures,
         )

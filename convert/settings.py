@@ -15,9 +15,8 @@ from ..formats.base import WriteOptions
 from ..formats.metadata import Field
 from ..quantizers.base import DEFAULT_OPTIONS, EncodeOptions
 
-__all__ = ["Settings", "choose", "parse_size"]
+__all__ = ["Budget", "Settings", "choose", "parse_size"]
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 Effort = Literal["fast", "default", "best"]
 Objective = Literal["ggml", "plain", "importance"]
@@ -27,6 +26,27 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A size to be met by choosing every tensor's type.
+
+    Attributes:
+        size: bytes of the whole output, or None.
+        bits_per_weight: average over all tensors, or None; one of both is given.
+        texts: on which the tensors' sensitivities are measured; none: all tensors count alike.
+        context: tokens per window of these.
+        chunks: most windows of each.
+        recipe_out: where to write the choice, or None.
+    """
+
+    size: int | None = None
+    bits_per_weight: float | None = None
+    texts: tuple[Path, ...] = ()
+    context: int = 512
+    chunks: int = 8
+    recipe_out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,8 @@ class Settings:
         max_kld: largest mean divergence from the source, None for the default of the result's type.
         force: replace an existing output.
         allow_nonfinite: write zeros for NaN and infinity.
+        budget: choose types for a size instead of by ``type_name``, or None.
+        recipe: file that names every tensor's type, or None.
     """
 
     type_name: str = "auto"
@@ -84,18 +106,21 @@ class Settings:
     max_kld: float | None = None
     force: bool = False
     allow_nonfinite: bool = False
+    budget: Budget | None = None
+    recipe: Path | None = None
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``500M`` or ``2G`` names, in decimal units as llama.cpp's split sizes are.
+    """Return the bytes that ``500M``, ``4.5GiB`` or ``2G`` names; K, M and G are decimal, as llama.cpp's split sizes are.
 
-    >>> parse_size("2G")
-    2000000000
+    >>> parse_size("2G"), parse_size("1.5 KiB")
+    (2000000000, 1536)
     """
-    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip().upper())
-    if match is None or int(match[1]) == 0:
-        raise UsageError(f"{text!r} is no size", remedy="Write a number and K, M or G, such as 2G.")
-    return int(match[1]) * _UNITS[match[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(I?)B?", text.strip().upper())
+    if match is None or (match[3] and not match[2]) or not float(match[1]):
+        raise UsageError(f"{text!r} is no size", remedy="Write a number and K, M or G, such as 2G or 4.5GiB.")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
 
 
 def parse_rule(text: str) -> tuple[str, str]:

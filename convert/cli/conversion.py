@@ -26,6 +26,7 @@ from . import report
 from .validate import show_receipt
 
 if TYPE_CHECKING:
+    from ...quantizers.importance import ImportanceMatrix
     from ..certify import Certifier
     from ..validate import Receipt
 
@@ -48,6 +49,8 @@ def convert(
         whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
         model = prune_layers(model, settings.prune)
         importance = None if importance is None else prune_importance(importance, whole, settings.prune)
+    if settings.budget is not None or settings.recipe is not None:
+        settings = _choose_types(model, output, target, settings, registries, importance, as_json)
     certifier = None
     if settings.validate:
         if target.name != "gguf":
@@ -100,6 +103,33 @@ def convert(
     if certifier is not None and result.paths[0] != plan.layout.path:
         report.note(f"{plan.layout.path} was not written; the result that failed is {result.paths[0]}")
         raise typer.Exit(1)
+
+
+def _choose_types(
+    model: Model,
+    output: Path,
+    target: Format,
+    settings: Settings,
+    registries: Registries,
+    importance: ImportanceMatrix | None,
+    quiet: bool,
+) -> Settings:
+    """Return the settings with every tensor's type, and say what came of a budget."""
+    from ..budget import fit_to_budget
+    from .running import running_bar
+
+    bar = partial(running_bar, quiet=quiet)
+    chosen, found = fit_to_budget(model, output, target, settings, registries, importance, bar)
+    if found is not None:
+        unit = "predicted divergence" if found.measured else "sum of relative errors"
+        report.note(
+            f"types chosen: {found.size:,} bytes, {found.bits_per_weight:.3f} bits per weight, {unit} {found.predicted:.4g}"
+        )
+        if not found.measured:
+            report.note(
+                "all tensors counted alike; --measure-on TEXT measures what each one's errors cost, and chooses better"
+            )
+    return chosen
 
 
 def _keep_receipt(certifier: Certifier, result: Path) -> Receipt | None:

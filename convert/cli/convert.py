@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import exl2
 from .conversion_options import with_conversion_options
 
 __all__ = ["register"]
@@ -40,6 +41,11 @@ def convert(
             help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
         ),
     ] = "auto",
+    head_bits: exl2.HeadBits = 6,
+    calibration: exl2.Calibration = None,
+    calibration_context: exl2.CalibrationContext = 2048,
+    calibration_chunks: exl2.CalibrationChunks = 100,
+    measurement: exl2.Measurement = None,
     **words: Any,
 ) -> None:
     """Convert a model of any format to any other: one pass, bounded memory, whole or absent."""
@@ -47,12 +53,29 @@ def convert(
     from ..opening import open_model
     from ..targets import find_target
     from .conversion import convert as carry_out
-    from .settings import default_output, read_settings
+    from .settings import default_output, read_settings, type_label
 
+    label = type_label(type_name, words)
     settings = read_settings(type_name, words)
     registries = load_plugins().registries()
-    path = default_output(output, output, type_name)
-    target = find_target(path, to, registries)
+    path = default_output(output, output, label)
+    is_exl2 = to is not None and to.strip().lower() == "exl2"
+    target = None if is_exl2 else find_target(path, to, registries)
     choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])
     with open_model(model, registries, *choices) as source:
+        if target is None:
+            exl2.to_exl2(
+                source,
+                path,
+                settings,
+                registries,
+                bpw=words.get("bpw"),
+                head_bits=head_bits,
+                calibration=calibration,
+                context=calibration_context,
+                chunks=calibration_chunks,
+                measurement=measurement,
+                as_json=words["as_json"],
+            )
+            return
         carry_out(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

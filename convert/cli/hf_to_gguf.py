@@ -46,14 +46,15 @@ def hf_to_gguf(
     from ...plugins.manager import load_plugins
     from ..opening import open_model
     from .conversion import convert
-    from .settings import default_output, read_settings
+    from .settings import default_output, read_settings, type_label
 
+    label = type_label(type_name, words)
     settings = read_settings(type_name, words)
     registries = load_plugins().registries()
     choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])
     with open_model(model, registries, *choices, expected="huggingface") as source:
         if source.format == "gguf":
             raise UsageError(f"{model} is a GGUF file already", remedy="Use `qconv quantize` to change its type.")
-        path = default_output(output, Path.cwd() / model.resolve().name, type_name)
+        path = default_output(output, Path.cwd() / model.resolve().name, label)
         target = registries.formats["gguf"]
         convert(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

@@ -199,3 +199,38 @@ MaxKld = Annotated[
     float | None,
     typer.Option("--max-kld", min=0, metavar="X", help="Largest mean KL divergence; default: by the result's type."),
 ]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="4.5GiB", help="Choose types for a file of this size.", rich_help_panel="Types for a size"
+    ),
+]
+BitsPerWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--bpw", metavar="4.25", min=0.1, help="Choose types for this average.", rich_help_panel="Types for a size"
+    ),
+]
+MeasureOn = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--measure-on",
+        metavar="TEXT",
+        help="Measure on this text what each tensor's errors cost: a pass per tensor.",
+        rich_help_panel="Types for a size",
+    ),
+]
+MeasureChunks = Annotated[
+    int,
+    typer.Option("--measure-chunks", min=1, help="Most windows of each text.", rich_help_panel="Types for a size"),
+]
+RecipeOut = Annotated[
+    Path | None,
+    typer.Option("--recipe-out", metavar="FILE", help="Write the choice here.", rich_help_panel="Types for a size"),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", metavar="FILE", help="Take every tensor's type from here.", rich_help_panel="Types for a size"
+    ),
+]

@@ -29,17 +29,15 @@ def quantize(
     **words: Any,
 ) -> None:
     """Quantize a GGUF file: one pass, bounded memory, whole or absent."""
-    from ...errors import UsageError
     from ...plugins.manager import load_plugins
     from ..opening import open_model
     from .conversion import convert
-    from .settings import default_output, read_settings
+    from .settings import default_output, read_settings, type_label
 
-    if not type_name:
-        raise UsageError("--type is missing", remedy="Name one, such as --type q4_k_m; `qconv types` lists all.")
-    settings = read_settings(type_name, words)
+    label = type_label(type_name, words)
+    settings = read_settings(type_name or "auto", words)
     registries = load_plugins().registries()
     with open_model(model, registries) as source:
-        path = default_output(output, model.with_suffix(""), type_name)
+        path = default_output(output, model.with_suffix(""), label)
         target = registries.formats["gguf"]
         convert(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

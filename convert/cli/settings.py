@@ -11,9 +11,9 @@ from ...formats.base import WriteOptions
 from ...formats.metadata import Field, string
 from ..overrides import parse_override
 from ..prune import parse_layers
-from ..settings import Settings, choose, encode_options, parse_rule, parse_size
+from ..settings import Budget, Settings, choose, encode_options, parse_rule, parse_size
 
-__all__ = ["default_output", "read_settings"]
+__all__ = ["default_output", "read_settings", "type_label"]
 
 
 def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
@@ -56,8 +56,44 @@ def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
         max_kld=words["max_kld"],
         force=words["force"],
         allow_nonfinite=words["allow_nonfinite"],
+        budget=_budget(words),
+        recipe=words["recipe"],
         **choices,
     )
+
+
+def _budget(words: Mapping[str, Any]) -> Budget | None:
+    size, bits = words["size"], words["bpw"]
+    if size is None and bits is None:
+        if words["measure_on"] or words["recipe_out"]:
+            raise UsageError("--measure-on and --recipe-out go with --size or --bpw")
+        return None
+    if size is not None and bits is not None:
+        raise UsageError("--size and --bpw exclude each other")
+    return Budget(
+        size=None if size is None else parse_size(size),
+        bits_per_weight=bits,
+        texts=tuple(words["measure_on"] or ()),
+        chunks=words["measure_chunks"],
+        recipe_out=words["recipe_out"],
+    )
+
+
+def type_label(type_name: str, words: Mapping[str, Any]) -> str:
+    """Return what stands for the type in a default file name; raises UsageError where nothing says what types to use, or two things do."""
+    size, bits, recipe = words["size"], words["bpw"], words["recipe"]
+    if size is None and bits is None and recipe is None:
+        if not type_name:
+            raise UsageError(
+                "--type is missing",
+                remedy="Name one, such as --type q4_k_m (`qconv types` lists all), or a --size, a --bpw or a --recipe.",
+            )
+        return type_name
+    if type_name.lower() not in ("", "auto"):
+        raise UsageError("--type, and --size, --bpw or --recipe, exclude each other")
+    if bits is not None:
+        return f"{bits:g}bpw"
+    return str(size) if recipe is None else recipe.stem
 
 
 def default_output(output: Path | None, stem: Path, type_name: str) -> Path:

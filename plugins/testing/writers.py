@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,9 +81,9 @@ class WriterContract:
         return load_plugins().registries().open_context()
 
     @pytest.fixture
-    def prepared(self, writer: Format, source: Model) -> Model:
+    def prepared(self, writer: Format, source: Model, context: OpenContext) -> Model:
         """The source as the format holds it."""
-        return source if writer.prepare is None else writer.prepare(source)
+        return source if writer.prepare is None else writer.prepare(source, context)
 
     @pytest.fixture
     def targets(self, writer: Format, prepared: Model, context: OpenContext) -> list[OutputTensor]:
@@ -167,4 +166,4 @@ def _target(writer: Format, encoding: Encoding, context: OpenContext) -> Encodin
 
 def _lay_out(writer: Format, path: Path, model: Model, targets: list[OutputTensor]) -> Layout:
     assert writer.lay_out is not None, f"{writer.name} has no writer"
-    return writer.lay_out(path, model.metadata, targets, replace(WriteOptions(), side_files=model.side_files))
+    return writer.lay_out(path, model.metadata, targets, WriteOptions(documents=model.documents))

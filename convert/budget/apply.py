@@ -1,0 +1,55 @@
+"""What a conversion does with a budget or a recipe before it plans: from the user's wish to settings that name every tensor's type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import UsageError
+from ...formats.base import Format, Model
+from ...plugins.manager import Registries
+from ...quantizers.importance import ImportanceMatrix
+from ...runtime.identity import read_text
+from ..measure import Cut, subject_of
+from ..settings import Settings
+from ..validate import cut_for_validation
+from .fit import Bar, Fit, Request, fit, no_bar
+from .recipe_file import read_recipe, recipe_text
+
+__all__ = ["fit_to_budget"]
+
+
+def fit_to_budget(
+    model: Model,
+    output: Path,
+    target: Format,
+    settings: Settings,
+    registries: Registries,
+    importance: ImportanceMatrix | None,
+    bar: Bar = no_bar,
+) -> tuple[Settings, Fit | None]:
+    """Return settings in which every tensor's type is named, and the fit that chose them, if the settings ask for one.
+
+    Writes ``settings.budget.recipe_out``. Raises UsageError for a goal that cannot be met, or together with a recipe; what readers of
+    recipes and texts raise.
+    """
+    if settings.recipe is not None:
+        if settings.budget is not None:
+            raise UsageError("--recipe says every type already; leave --size and --bpw out")
+        rules = read_recipe(settings.recipe, model.tensors)
+        return replace(settings, type_name="auto", tensor_rules=(*rules, *settings.tensor_rules)), None
+    if settings.budget is None:
+        return settings, None
+    goal = settings.budget
+    if settings.compat or settings.pure:
+        raise UsageError("--compat and --pure choose types by rules; leave them out to have types chosen for a size")
+    windows = None
+    if goal.texts:
+        subject = subject_of(model, registries)
+        texts = [read_text(path) for path in goal.texts]
+        windows = cut_for_validation(subject, texts, Cut(goal.context, None, goal.chunks))
+    request = Request(model, output, target, replace(settings, budget=None), registries, importance)
+    done = fit(request, goal, windows, bar)
+    if goal.recipe_out is not None:
+        goal.recipe_out.write_text(recipe_text(done, model.path.name), encoding="utf-8")
+    return done.settings(settings), done

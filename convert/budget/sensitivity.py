@@ -1,0 +1,228 @@
+"""What each type costs each tensor: the relative error of its weights, and how much the model's predictions suffer from it.
+
+The error of a type is the importance-weighted squared error of encoding a sample of a tensor's rows, over what writing zeros would
+leave; with importance from an imatrix that is the relative error of the tensor's products. What an error means to the model differs
+between tensors by orders of magnitude. Where there is a text, the tensor alone is given a type, the text is run, and the divergence
+of the predictions from the source's is what that error costs; errors of other types cost in proportion, and costs of several tensors
+add up, since small perturbations of the predictions do (V. Malinovskii et al., Pushing the Limits of Large Language Model Quantization via the
+Linearity Theorem, 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...formats.base import Model, Tensor
+from ...quantizers.base import EncodeOptions, Encoding, ImportanceUse
+from ...runtime.bases import compare_with_base
+from ...runtime.compact_base import DEFAULT_KEPT, TopRows, encode_top
+from ...runtime.network import load_network
+from ...runtime.perplexity import scored_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ...quantizers.importance import ImportanceMatrix
+    from ...runtime.windows import Windows
+
+__all__ = ["Candidate", "TensorCosts", "guessed_sensitivity", "measure_costs", "probe"]
+
+_SAMPLE_WEIGHTS = 1 << 20  # of a tensor, in pieces that are spread evenly over its rows
+_PIECES = 8
+_PROBE_BITS = 3.4  # an error large enough to stand out from rounding, and small enough for costs to add up
+# what a weight's error costs, beside that of most matrices
+_GUESSES = (("output.weight", 4.0), ("attn_v", 2.0), ("ffn_down", 1.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One type that a tensor may get.
+
+    Attributes:
+        encoding: its name.
+        nbytes: of the whole tensor.
+        error: relative weighted squared error, 0 to about 1.
+    """
+
+    encoding: str
+    nbytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class TensorCosts:
+    """A tensor's types and what they cost.
+
+    Attributes:
+        name: canonical name.
+        weights: number of weights.
+        candidates: in the order of their size.
+        sensitivity: divergence of the predictions, in nats per token, for a relative error of 1.
+    """
+
+    name: str
+    weights: int
+    candidates: tuple[Candidate, ...]
+    sensitivity: float
+
+    def costs(self) -> NDArray[np.float64]:
+        """Return float64 (candidates,): what each adds to the divergence of the predictions."""
+        return self.sensitivity * np.array([it.error for it in self.candidates])
+
+
+def guessed_sensitivity(name: str, share: float) -> float:
+    """Return how sensitive a tensor with ``share`` of all weights is likely to be: by size, and more where mixtures by hand spend more."""
+    part = name.removeprefix("blk.").partition(".")[2]
+    return share * next((factor for stem, factor in _GUESSES if (part or name).startswith(stem)), 1.0)
+
+
+def measure_costs(
+    tensors: Sequence[Tensor],
+    encodings: Sequence[Encoding],
+    importance: ImportanceMatrix | None,
+    options: EncodeOptions,
+    *,
+    threads: int = 1,
+    advance: Callable[[str], None] = lambda name: None,
+) -> list[TensorCosts]:
+    """Measure every type that fits each tensor; all tensors are equally sensitive until :func:`probe` has been asked.
+
+    Types that need importance are left out for tensors without an entry. ``advance`` is called with the name of each finished tensor.
+    """
+
+    def measured(tensor: Tensor) -> TensorCosts:
+        sample = _sample(tensor)
+        entry = importance is not None and tensor.name in importance.entries
+        found = []
+        for encoding in encodings:
+            if not encoding.fits(tensor.columns) or (encoding.importance is ImportanceUse.REQUIRED and not entry):
+                continue
+            error = _relative_error(tensor, sample, encoding, importance if entry else None, options)
+            found.append(Candidate(encoding.name, encoding.nbytes(tensor.shape), error))
+        advance(tensor.name)
+        found.sort(key=lambda it: (it.nbytes, it.error))
+        return TensorCosts(tensor.name, tensor.row_count * tensor.columns, tuple(found), 1.0)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(measured, tensors))
+
+
+def _sample(tensor: Tensor) -> list[tuple[int, NDArray[np.float32]]]:
+    """Return pieces of rows, each within one expert, with the expert's number."""
+    wanted = max(1, min(tensor.row_count, _SAMPLE_WEIGHTS // max(1, tensor.columns)))
+    rows = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.row_count
+    length = max(1, wanted // _PIECES)
+    starts = np.linspace(0, tensor.row_count - length, min(_PIECES, wanted)).astype(int)
+    pieces = []
+    for start in map(int, starts):
+        expert = start // rows
+        first = min(start, max(expert * rows, (expert + 1) * rows - length))
+        pieces.append((expert, tensor.rows(first, min(first + length, (expert + 1) * rows))))
+    return pieces
+
+
+def _relative_error(
+    tensor: Tensor,
+    sample: Sequence[tuple[int, NDArray[np.float32]]],
+    encoding: Encoding,
+    importance: ImportanceMatrix | None,
+    options: EncodeOptions,
+) -> float:
+    lost = whole = 0.0
+    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+    for expert, rows in sample:
+        vector = None if importance is None else importance.vector(tensor.name, tensor.columns, expert, experts)
+        used = None if encoding.importance is ImportanceUse.UNUSED else vector
+        difference = encoding.decode(encoding.encode(rows, used, options)) - rows
+        weights = np.ones(tensor.columns, np.float32) if vector is None else vector
+        lost += float(np.square(difference, dtype=np.float64) @ weights @ np.ones(len(rows)))
+        whole += float(np.square(rows, dtype=np.float64) @ weights @ np.ones(len(rows)))
+    return lost / whole if whole else 0.0
+
+
+def probe(
+    model: Model,
+    costs: Sequence[TensorCosts],
+    encodings: Mapping[str, Encoding],
+    importance: ImportanceMatrix | None,
+    options: EncodeOptions,
+    windows: Windows,
+    threads: int = 1,
+    advance: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
+    """Return the sensitivity of each tensor: run ``windows`` with the tensor alone in a type of about three bits.
+
+    It takes a pass of the text per tensor, and one of the source. ``advance`` is called with each tensor's name when it is done.
+    """
+    base = _base_rows(model, windows, threads)
+    found = {}
+    for it in costs:
+        near = min(it.candidates, key=lambda one: abs(8 * one.nbytes / it.weights - _PROBE_BITS))
+        damaged = _with_encoded(model, it.name, encodings[near.encoding], importance, options)
+        total, count = 0.0, 0
+        for rows in scored_rows(load_network(damaged), windows, threads=threads):
+            reference = base[rows.window]
+            compared = compare_with_base(reference, rows.part, rows.logits, rows.targets)
+            total += float(compared.divergence.sum())
+            count += len(compared.divergence)
+        found[it.name] = max(0.0, total / count) / max(near.error, 1e-12)
+        advance(it.name)
+    return found
+
+
+def _base_rows(model: Model, windows: Windows, threads: int) -> list[TopRows]:
+    """Return what the source predicts, per window: its most probable tokens and the rest as one."""
+    parts: dict[int, list[TopRows]] = {}
+    network = load_network(model)
+    kept = min(DEFAULT_KEPT, network.vocabulary)
+    for rows in scored_rows(network, windows, threads=threads):
+        parts.setdefault(rows.window, []).append(encode_top(rows.logits, rows.targets, kept))
+    return [
+        TopRows(*(np.concatenate(list(field)) for field in zip(*map(_fields, parts[window]), strict=True)))
+        for window in sorted(parts)
+    ]
+
+
+def _fields(rows: TopRows) -> Iterator[NDArray[np.generic]]:
+    yield from (rows.target, rows.tail, rows.tokens, rows.log_probabilities)
+
+
+def _with_encoded(
+    model: Model, name: str, encoding: Encoding, importance: ImportanceMatrix | None, options: EncodeOptions
+) -> Model:
+    """Return ``model`` with one tensor as ``encoding`` would hold it, encoded when it is read and kept while the pass needs it."""
+    tensor = model.tensors[name]
+    entry = importance if importance is not None and name in importance.entries else None
+    if encoding.importance is ImportanceUse.UNUSED:
+        entry = None
+    read = lru_cache(maxsize=64)(partial(_encoded_rows, tensor, encoding, entry, options))
+    tensors = dict(model.tensors) | {name: replace(tensor, encoding=encoding, read=read)}
+    return replace(model, tensors=MappingProxyType(tensors), close=lambda: None)
+
+
+def _encoded_rows(
+    tensor: Tensor,
+    encoding: Encoding,
+    importance: ImportanceMatrix | None,
+    options: EncodeOptions,
+    start: int,
+    stop: int,
+) -> NDArray[np.uint8]:
+    """Encode rows, those of each expert with its own importance."""
+    rows = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.row_count
+    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+    pieces = []
+    while start < stop:
+        expert = start // rows
+        end = min(stop, (expert + 1) * rows)
+        vector = None if importance is None else importance.vector(tensor.name, tensor.columns, expert, experts)
+        pieces.append(encoding.encode(tensor.rows(start, end), vector, options))
+        start = end
+    return np.concatenate(pieces) if pieces else np.empty((0, encoding.row_bytes(tensor.columns)), np.uint8)

@@ -1,0 +1,148 @@
+"""Types for a size: the file fits, what is chosen can be written, edited and repeated, and impossible goals are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qconv
+from qconv.convert.budget import Request, choose, measure, read_recipe, recipe_text
+from qconv.convert.budget.sensitivity import TensorCosts
+from qconv.convert.measure import Cut, cut_text, subject_of
+from qconv.convert.settings import Budget, Settings
+from qconv.errors import FormatError, MissingFileError, UsageError
+from qconv.formats.base import Model
+from qconv.plugins import load_plugins
+from qconv.runtime.identity import read_text
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-llama-7m"
+PROSE = Path(__file__).parents[1] / "helpers" / "prose.txt"
+REGISTRIES = load_plugins("").registries()
+FEW = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with qconv.open(EXAMPLE) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def request_(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Request:
+    output = tmp_path_factory.mktemp("budget") / "out.gguf"
+    return Request(model, output, REGISTRIES.formats["gguf"], Settings(threads=2), REGISTRIES)
+
+
+@pytest.fixture(scope="module")
+def costs(request_: Request) -> list[TensorCosts]:
+    return measure(request_, candidates=FEW)
+
+
+def test_errors_fall_with_size_within_a_family(costs: list[TensorCosts]) -> None:
+    for it in costs:
+        errors = [one.error for one in it.candidates if one.encoding in FEW]
+        assert errors == sorted(errors, reverse=True)
+        assert 0 < errors[-1] < errors[0] < 0.5
+        assert it.candidates[-1].encoding == "BF16" and it.candidates[-1].error == 0  # what it has already
+
+
+@pytest.mark.parametrize("size", [2_900_000, 3_333_333, 4 << 20, 7_000_000])
+def test_a_size_is_met(request_: Request, costs: list[TensorCosts], size: int) -> None:
+    done = choose(request_, Budget(size=size), costs, False)
+    assert 0.99 * size < done.size <= size
+    assert done.size == request_.plan(done.settings(request_.settings)).layout.size
+
+
+@pytest.mark.parametrize("bits", [3.0, 4.25, 6.5])
+def test_bits_per_weight_are_met(request_: Request, costs: list[TensorCosts], bits: float) -> None:
+    done = choose(request_, Budget(bits_per_weight=bits), costs, False)
+    assert bits - 0.02 < done.bits_per_weight <= bits
+
+
+def test_more_bytes_never_cost_more(request_: Request, costs: list[TensorCosts]) -> None:
+    predicted = [
+        choose(request_, Budget(size=size), costs, False).predicted for size in range(3_000_000, 8_000_000, 500_000)
+    ]
+    assert predicted == sorted(predicted, reverse=True)
+
+
+def test_as_good_as_a_mixture_of_the_same_size(request_: Request, costs: list[TensorCosts]) -> None:
+    known = {it.name: it for it in costs}
+    for mixture in ("Q3_K_M", "Q4_K_S", "Q5_K_M"):
+        plan = request_.plan(replace(request_.settings, type_name=mixture))
+        cost = sum(
+            known[step.source.name].sensitivity
+            * next(it.error for it in known[step.source.name].candidates if it.encoding == step.target.encoding.name)
+            for step in plan.steps
+            if step.source.name in known
+        )
+        done = choose(request_, Budget(size=plan.layout.size), costs, False)
+        assert done.size <= plan.layout.size
+        assert done.predicted <= cost
+
+
+def test_impossible_goals(request_: Request, costs: list[TensorCosts]) -> None:
+    with pytest.raises(UsageError, match=r"takes between 2,\d\d\d,\d\d\d and 13,\d\d\d,\d\d\d"):
+        choose(request_, Budget(size=1_000_000), costs, False)
+    with pytest.raises(UsageError, match=r"takes between 2\.\d+ and 16\.\d+"):
+        choose(request_, Budget(bits_per_weight=17), costs, False)
+
+
+def test_what_the_user_names_stays(request_: Request, costs: list[TensorCosts]) -> None:
+    settings = replace(request_.settings, tensor_rules=((r"ffn_down", "q8_0"),))
+    named = replace(request_, settings=settings)
+    done = choose(named, Budget(bits_per_weight=5.0), measure(named, candidates=FEW), False)
+    plan = request_.plan(done.settings(settings))
+    assert {step.target.encoding.name for step in plan.steps if "ffn_down" in step.target.name} == {"Q8_0"}
+    assert plan.bits_per_weight <= 5.0
+
+
+def test_sensitive_tensors_get_more(request_: Request, model: Model) -> None:
+    windows = cut_text(subject_of(model, REGISTRIES), read_text(PROSE), Cut(64, None, 2))
+    costs = measure(request_, windows, candidates=("Q2_K", "Q4_K", "Q8_0"))
+    by_name = {it.name: it.sensitivity for it in costs}
+    assert min(by_name.values()) >= 0
+    assert by_name["output.weight"] > 10 * np.median(list(by_name.values()))
+    again = measure(request_, windows, candidates=("Q2_K", "Q4_K", "Q8_0"))
+    assert [it.sensitivity for it in again] == [it.sensitivity for it in costs]
+
+
+def test_recipes_go_to_a_file_and_back(
+    request_: Request, costs: list[TensorCosts], model: Model, tmp_path: Path
+) -> None:
+    done = choose(request_, Budget(bits_per_weight=4.5), costs, False)
+    path = tmp_path / "recipe.txt"
+    path.write_text(recipe_text(done, "model"))
+    settings = replace(request_.settings, type_name="auto", tensor_rules=read_recipe(path, model.tensors))
+    found, expected = request_.plan(settings), request_.plan(done.settings(request_.settings))
+    assert [step.target for step in found.steps] == [step.target for step in expected.steps]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"blk.0.attn_q.weight", "line 1"),
+        (b"# fine\nblk.99.attn_q.weight Q4_K", "line 2: the model has no tensor 'blk.99.attn_q.weight'"),
+        (b"\xff\xfe", "a recipe is text"),
+    ],
+)
+def test_bad_recipes(model: Model, tmp_path: Path, text: bytes, message: str) -> None:
+    path = tmp_path / "recipe.txt"
+    path.write_bytes(text)
+    with pytest.raises(FormatError, match=message):
+        read_recipe(path, model.tensors)
+    with pytest.raises(MissingFileError):
+        read_recipe(tmp_path / "none", model.tensors)
+
+
+def test_in_python(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.txt"
+    budget = Budget(size=3_500_000, recipe_out=recipe)
+    qconv.convert_model(EXAMPLE, tmp_path / "one.gguf", settings=Settings(budget=budget))
+    assert 3_450_000 < (tmp_path / "one.gguf").stat().st_size <= 3_500_000
+    qconv.convert_model(EXAMPLE, tmp_path / "two.gguf", settings=Settings(recipe=recipe))
+    assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
