@@ -1,0 +1,142 @@
+"""``qconv convert --to exl2``: what the command does when the output is an EXL2 folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import UsageError
+from ...plugins.manager import Registries
+from . import report
+
+if TYPE_CHECKING:
+    from ...formats.base import Model
+    from ..exl2_folder import Exl2Result
+    from ..settings import Settings
+
+__all__ = ["Calibration", "CalibrationChunks", "CalibrationContext", "HeadBits", "Measurement", "to_exl2"]
+
+_PANEL = "EXL2"
+
+HeadBits = Annotated[
+    int,
+    typer.Option("--head-bits", metavar="N", help="Bits of the output matrix: 2 to 6, or 8.", rich_help_panel=_PANEL),
+]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="TEXT",
+        help="Text like what the model will read (UTF-8); may be repeated.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CalibrationContext = Annotated[
+    int, typer.Option("--calibration-context", metavar="N", help="Tokens per window.", rich_help_panel=_PANEL)
+]
+CalibrationChunks = Annotated[
+    int,
+    typer.Option(
+        "--calibration-chunks", min=1, metavar="N", help="Use the first N windows of each text.", rich_help_panel=_PANEL
+    ),
+]
+Measurement = Annotated[
+    Path | None,
+    typer.Option(
+        "--measurement",
+        metavar="FILE",
+        help="measurement.json to use where it exists, and to write where it does not.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def to_exl2(
+    model: Model,
+    output: Path,
+    settings: Settings,
+    registries: Registries,
+    *,
+    bpw: float | None,
+    head_bits: int,
+    calibration: Sequence[Path] | None,
+    context: int,
+    chunks: int,
+    measurement: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize a model to an EXL2 folder and print what came of it. Ctrl-C keeps what is done and exits with 1."""
+    from ...runtime.identity import read_text
+    from ...runtime.windows import join
+    from ..exl2_folder import Exl2Request, check_request, write_exl2
+    from ..measure import Cut, cut_text, subject_of
+    from .running import running_bar
+
+    refused = [name for name, given in _others(settings).items() if given]
+    if refused:
+        raise UsageError(f"{refused[0]} does not go with --to exl2", remedy="Leave it out.")
+    if bpw is None:
+        raise UsageError("--bpw is missing", remedy="Name the bits per weight, such as --bpw 4.0.")
+    if not calibration:
+        raise UsageError(
+            "--calibration is missing", remedy="Name one or more files of text like what the model will read."
+        )
+    dataset = ", ".join(path.name for path in calibration)
+    split = settings.write.split_max_size
+    request = Exl2Request(bpw, head_bits, dataset, measurement, split, settings.force, settings.threads)
+    check_request(output, request, model.files)
+    subject = subject_of(model, registries)
+    windows = join([cut_text(subject, read_text(path), Cut(context, None, chunks)) for path in calibration])
+    with ExitStack() as bars:
+
+        def progress(label: str, total: int) -> Callable[[], None]:
+            bars.close()  # one begins where another has ended
+            tell = bars.enter_context(running_bar(label, total, as_json))
+            return lambda: tell("")
+
+        try:
+            result = write_exl2(subject, registries, windows, output, request, progress)
+        except KeyboardInterrupt:
+            bars.close()
+            report.note("interrupted; run the same command again to continue")
+            raise typer.Exit(1) from None
+    _show(result, as_json)
+
+
+def _others(settings: Settings) -> dict[str, bool]:
+    """Return the options that a conversion to EXL2 has no use for, and whether they are given."""
+    return {
+        "--type": settings.type_name.lower() != "auto",
+        "--tensor-type": bool(settings.tensor_rules),
+        "--imatrix": settings.imatrix is not None,
+        "--override-kv": bool(settings.overrides),
+        "--prune-layers": bool(settings.prune),
+        "--keep-split": settings.keep_split,
+        "--alignment": settings.write.alignment is not None,
+        "--validate": bool(settings.validate),
+    }
+
+
+def _show(result: Exl2Result, as_json: bool) -> None:
+    if as_json:
+        report.print_json(
+            {
+                "written": [str(result.path)],
+                "bytes": result.nbytes,
+                "bits_per_weight": round(result.bits_per_weight, 4),
+                "measured_loss": result.strategy.loss,
+                "resumed_modules": result.resumed,
+                "strategy": {name: list(map(str, row)) for name, row in result.strategy.rows.items()},
+            }
+        )
+        return
+    resumed = f", {result.resumed} modules taken over from an earlier run" if result.resumed else ""
+    report.console().print(
+        f"wrote {result.path}: {result.bits_per_weight:.3f} bits per weight in the layers, "
+        f"{report.human_bytes(result.nbytes)}{resumed}",
+        soft_wrap=True,
+    )
