@@ -12,7 +12,6 @@ from run_cli import Cli
 from safetensors import safe_open
 
 import qconv
-from qconv.convert import folders
 from qconv.convert import output as output_module
 from qconv.convert.settings import Settings
 from qconv.errors import DiskFullError, OutputExistsError, UsageError
@@ -136,7 +135,7 @@ def test_a_kill_while_a_folder_is_replaced(
 
     with monkeypatch.context() as patch:
         if moment == "before the old one is deleted":
-            patch.setattr(folders.shutil, "rmtree", killed_rmtree)
+            patch.setattr("qconv.convert.folders.shutil.rmtree", killed_rmtree)
         else:
             patch.setattr(Path, "rename", killed_rename)
         with pytest.raises(KeyboardInterrupt):
