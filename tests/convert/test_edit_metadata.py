@@ -112,6 +112,14 @@ def test_every_type_added_and_removed(path: Path) -> None:
     assert write(path).read_bytes() == before
 
 
+def test_conversions_do_not_take_the_padding_over(path: Path) -> None:
+    change(path, {}, "general.name")
+    with open_gguf(path, CONTEXT) as model:
+        assert "qconv.pad" in model.metadata
+        copied = write(path.with_name("copy.gguf"), model.metadata)
+    assert "qconv.pad" not in GGUFReader(copied).fields
+
+
 def test_a_value_of_the_same_size_is_written_in_place(path: Path) -> None:
     inode, before = path.stat().st_ino, path.read_bytes()
     done = change(path, {"llama.rope.freq_base": float32(5e5)})

@@ -18,6 +18,8 @@ import ggml_files
 import gguf_files
 import huggingface_folder
 import numpy as np
+import packed_floats
+import packed_folders
 import tokenizer_folders
 import torch_files
 from gguf_files import array, scalar
@@ -228,6 +230,28 @@ def _small_tokenizer(size: int) -> bytes:
     return json.dumps(tokenizer_folders.tokenizer_json(vocabulary, [], stages.stages)).encode()
 
 
+# --- Hugging Face folders that are quantized
+
+
+def packed_reader(work: Path) -> Reader:
+    nvfp4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
+    cases: dict[str, tuple[packed_folders.Packer, dict[str, Any]]] = {
+        "gptq": (packed_folders.gptq(3, 32, act_order=True), {"quant_method": "gptq", "bits": 3, "group_size": 32}),
+        "awq": (packed_folders.awq_gemm(32), {"quant_method": "awq", "bits": 4, "group_size": 32}),
+        "exl2": (packed_folders.exl2(lambda inputs: [(6, 32), (3, inputs - 32)]), {"quant_method": "exl2"}),
+        "int8": (packed_floats.bitsandbytes_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "float8": (packed_floats.float8_blocks((16, 16)), {"quant_method": "fp8", "weight_block_size": [16, 16]}),
+        "nvfp4": (packed_floats.nvfp4(), nvfp4),
+    }
+    fixtures = []
+    for name, (pack, settings) in cases.items():
+        packed_folders.packed_model(work / name, pack, settings)
+        weights = _files(work / name)
+        vocabulary = _small_tokenizer(json.loads(weights["config.json"])["vocab_size"])
+        fixtures.append(Fixture(weights | {"tokenizer.json": vocabulary}, "", tuple(weights)))
+    return Reader(fixtures, read_model)
+
+
 # --- torch
 
 
@@ -379,6 +403,7 @@ def _read_base(path: Path) -> None:
 READERS: Mapping[str, Callable[[Path], Reader]] = {
     "gguf": lambda work: gguf_reader(),
     "huggingface": huggingface_reader,
+    "packed": packed_reader,
     "torch": torch_reader,
     "ggml": lambda work: ggml_reader(),
     "imatrix": lambda work: imatrix_reader(),
