@@ -73,7 +73,7 @@ class Check:
         config: key of ``config.json``.
         problem: what goes wrong otherwise, for the message.
         severity: ``error`` stops; ``note`` tells the user.
-        allowed: literal values that are fine, the first being the one written on the way back.
+        allowed: literal values that are fine, the first being the one written on the way back; None alone allows none but null.
         equals: what the value must be.
         at_least: what the value must not be below.
         absent: what a missing or null key means; None passes the check.
@@ -82,7 +82,7 @@ class Check:
     config: str
     problem: str
     severity: Literal["error", "note"]
-    allowed: tuple[Scalar, ...] = ()
+    allowed: tuple[Scalar | None, ...] = ()
     equals: Expression | None = None
     at_least: Expression | None = None
     absent: Scalar | None = None

@@ -118,7 +118,11 @@ def _violation(check: Check, value: Any, values: Values) -> str | None:
     if value is None:
         return None
     if check.allowed:
-        return None if value in check.allowed else " or ".join(repr(item) for item in check.allowed)
+        return (
+            None
+            if value in check.allowed
+            else " or ".join("null" if item is None else repr(item) for item in check.allowed)
+        )
     if check.equals is not None:
         wanted = check.equals.evaluate(values)
         return None if value == wanted else f"{wanted} ({check.equals.text})"

@@ -184,3 +184,22 @@ def test_junk_gives_an_error_of_ours_or_none(name: str, changes: dict[str, Any])
         read_rope(architecture, config, values, PATH)
     except QconvError as error:
         assert str(error)
+
+
+def test_null_alone_refuses_every_value() -> None:
+    assert checked("olmoe") == checked("olmoe", clip_qkv=None) == ()
+    with pytest.raises(
+        ModelError, match=r"clip_qkv is 8.0 in the configuration, not null: llama\.cpp clips no queries"
+    ):
+        checked("olmoe", clip_qkv=8.0)
+
+
+def test_sizes_that_follow_from_others_and_those_that_may_be_zero() -> None:
+    values = values_of("deepseek3", first_k_dense_replace=0)
+    assert (values["dense_layers"], values["head_dim"], values["mla_key_dim"], values["kv_heads"]) == (0, 14, 10, 1)
+    with pytest.raises(ModelError, match="first_k_dense_replace: -1, which must be a whole number from 0"):
+        values_of("deepseek3", first_k_dense_replace=-1)
+    assert values_of("falcon")["kv_heads"] == 1
+    assert values_of("falcon", new_decoder_architecture=True, num_kv_heads=2)["kv_heads"] == 2
+    assert values_of("gpt-oss", quantization_config={"quant_method": "mxfp4"})["packed"] is True
+    assert values_of("gpt-oss", quantization_config=None)["packed"] is False
