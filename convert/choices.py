@@ -13,10 +13,14 @@ from ..quantizers.recipes.facts import TensorInfo, model_facts
 from ..quantizers.recipes.request import Choice, Overrides, RecipeRequest
 from ..quantizers.recipes.tables import nearest
 
-__all__ = ["COPY", "choose_encodings", "stand_in_notes", "type_for"]
+__all__ = ["COPY", "OWN", "choose_encodings", "stand_in_notes", "type_for"]
 
 COPY = "COPY"
 """The recipe that keeps the source's encodings."""
+
+
+OWN = "as in the original"
+"""Why a tensor gets the encoding that the target's format has for it."""
 
 
 def type_for(target: Format, type_name: str) -> str:
@@ -77,7 +81,7 @@ def _own(choice: Choice, own: Mapping[str, str]) -> Choice:
     wanted = own.get(choice.name)
     if wanted is None or not choice.is_copy:
         return choice
-    return replace(choice, encoding=wanted, wanted=wanted, why="as in the original")
+    return replace(choice, encoding=wanted, wanted=wanted, why=OWN)
 
 
 def _held(choice: Choice, target: Format) -> Choice:

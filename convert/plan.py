@@ -27,7 +27,7 @@ from ..quantizers.recipes.facts import TensorInfo
 from ..quantizers.recipes.request import Choice, RecipeRequest
 from ..quantizers.recipes.situation import visiting_order
 from ..quantizers.recipes.tables import find_recipe
-from .choices import COPY, choose_encodings, stand_in_notes, type_for
+from .choices import COPY, OWN, choose_encodings, stand_in_notes, type_for
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -287,7 +287,9 @@ def _metadata(
 def _rounds(step: Step) -> bool:
     """Whether a step leaves plain floats that are not what the source's training left."""
     source, target = step.source.encoding, step.target.encoding
-    return source.name != target.name and not target.is_quantized and (source.name, target.name) not in _WIDENED
+    if source.name == target.name or target.is_quantized or step.choice.why == OWN:
+        return False
+    return (source.name, target.name) not in _WIDENED
 
 
 def _dominant_file_type(steps: tuple[Step, ...]) -> int | None:

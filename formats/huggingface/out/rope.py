@@ -24,6 +24,8 @@ ROPE_KEYS: Final = (
     "rope_parameters",
     "rope_local_base_freq",
     "partial_rotary_factor",
+    "rotary_emb_base",
+    "rotary_pct",
     "original_max_position_embeddings",
 )
 """Keys of ``config.json`` that speak of rotary positions."""
@@ -141,12 +143,14 @@ def _from_table(
     """Return the scaling that gives a table of divisors: yarn's where its betas stand beside it, llama3's, or else the table itself."""
     factor = float(str(np.float32(table.max(initial=1.0))))
     frequencies = theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    attention = known.number("scaling.attn_factor", 1.0)
     if known.has("scaling.yarn_beta_fast"):
-        found = _yarn(known, rope, factor, context)
-        found["attention_factor"] = known.number("scaling.attn_factor", 1.0)
-        if not _same(table, _yarn_table(found, theta, rotated, whole=True)):
-            found["truncate"] = False
-        return found
+        # the slowest pair shows the factor, unless heads are so small that none is slow; attention grows by a tenth of its logarithm
+        for each in (factor, float(f"{math.exp(10 * (attention - 1)):.5g}")):
+            found = _yarn(known, rope, each, context) | {"attention_factor": attention}
+            for whole in (True, False):
+                if _same(table, _yarn_table(found, theta, rotated, whole)):
+                    return found if whole else {**found, "truncate": False}
     for low, high in _LLAMA3_BANDS:
         for original in sorted(_LLAMA3_CONTEXTS, key=lambda it: it != 8192):
             turns = original * frequencies / (2 * math.pi)
@@ -165,7 +169,7 @@ def _from_table(
         "factor": 1.0,
         "long_factor": numbers,
         "short_factor": numbers,
-        "attention_factor": 1.0,
+        "attention_factor": attention,
         "original_max_position_embeddings": context,
     }
 
