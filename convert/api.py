@@ -12,11 +12,11 @@ from ..plugins.manager import Registries, load_plugins
 from ..quantizers.importance import ImportanceMatrix
 from .jobs import Result, run_plan
 from .opening import detect
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .settings import Settings
 from .targets import find_target
 
-__all__ = ["convert_model", "load_importance", "open", "quantize"]
+__all__ = ["add_feedback", "convert_model", "load_importance", "open", "quantize"]
 
 
 def open(path: str | Path, *, architecture: str | None = None, pre_tokenizer: str | None = None) -> Model:
@@ -75,6 +75,7 @@ def convert_model(
             float_source=model.format != "gguf",
             architectures=registries.architectures,
         )
+        plan = add_feedback(plan, model, chosen, registries)
         return run_plan(plan, chosen.force, progress or (lambda count: None))
 
 
@@ -91,10 +92,28 @@ def quantize(
 
 
 def load_importance(settings: Settings, registries: Registries) -> ImportanceMatrix | None:
-    """Read and filter the importance matrix that the settings name, or return None."""
-    if settings.imatrix is None:
-        return None
-    from ..formats.imatrix import read_imatrix
+    """Read and filter the importance matrix that the settings name, or the diagonals of their calibration file; None without either."""
+    if settings.imatrix is not None:
+        from ..formats.imatrix import read_imatrix
 
-    matrix = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
+        matrix = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
+    elif settings.calibration is not None:
+        from ..formats.calibration import open_calibration
+
+        with open_calibration(settings.calibration, registries.open_context()) as found:
+            matrix = replace(found.importance, compat=settings.compat)
+    else:
+        return None
     return matrix.filtered(settings.include_weights, settings.exclude_weights)
+
+
+def add_feedback(plan: Plan, model: Model, settings: Settings, registries: Registries) -> Plan:
+    """Return the plan of a conversion of ``model`` with error feedback where the settings ask for it.
+
+    Raises UsageError for a method without its file, ModelError for the calibration file of another model.
+    """
+    if settings.calibration is None and settings.method == "plain":
+        return plan
+    from .error_feedback import open_factors, plan_feedback
+
+    return plan_feedback(plan, open_factors(settings, model, registries.open_context()))

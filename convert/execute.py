@@ -12,6 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def slabs(step: Step) -> Iterator[_Slab]:
     matrix_rows = shape[-2] if len(shape) > 1 else 1
     total = step.source.row_count
     rows = max(1, SLAB_WEIGHTS // max(1, columns))
-    if rows >= matrix_rows and step.importance is None:
+    if rows >= matrix_rows and step.importance is None and step.feedback is None:
         rows = max(1, rows // matrix_rows) * matrix_rows  # whole matrices, where nothing tells them apart
         bounds = range(0, total, rows)
         cuts = [(start, min(start + rows, total)) for start in bounds]
@@ -76,6 +77,12 @@ def slabs(step: Step) -> Iterator[_Slab]:
         ]
     for index, (start, stop) in enumerate(cuts):
         yield _Slab(step, index, start, stop, index == len(cuts) - 1)
+
+
+def _matrix(slab: _Slab) -> int:
+    """Return the number of the matrix, of a stack of experts, that a slab belongs to."""
+    shape = slab.step.target.shape
+    return slab.start // shape[-2] if len(shape) > 2 else 0
 
 
 def _is_stored_alike(step: Step) -> bool:
@@ -209,6 +216,9 @@ class _Run:
             rows = source.encoding.decode(data)
             if non_finite or source.encoding.is_quantized:
                 rows = self._finite(rows, slab)
+            encoded = None if step.feedback is None else step.feedback(rows, _matrix(slab))
+            if encoded is not None:
+                return encoded
             return target.encode(rows, self._importance(slab), self.plan.encode_options)
         except QconvError as error:
             if isinstance(error, EncodingError) and error.tensor is None:
@@ -235,8 +245,7 @@ class _Run:
     def _importance(self, slab: _Slab) -> NDArray[np.float32] | None:
         if slab.step.importance is None:
             return None
-        shape = slab.step.target.shape
-        return slab.step.importance(slab.start // shape[-2] if len(shape) > 2 else 0)
+        return slab.step.importance(_matrix(slab))
 
 
 def execute(plan: Plan, files: OutputFiles, progress: Callable[[int], None]) -> Executed:
@@ -247,7 +256,7 @@ def execute(plan: Plan, files: OutputFiles, progress: Callable[[int], None]) -> 
     """
     run = _Run(plan, files, progress)
     workers = plan.threads + (plan.threads > 1)  # one computes while another waits for the disk
-    with ThreadPoolExecutor(workers, thread_name_prefix="qconv") as pool:
+    with _alone(plan), ThreadPoolExecutor(workers, thread_name_prefix="qconv") as pool:
         _check_finished(run, pool)
         todo = [step for step in plan.steps if step.target.name not in run.digests]
         resumed = len(run.digests)
@@ -263,6 +272,16 @@ def execute(plan: Plan, files: OutputFiles, progress: Callable[[int], None]) -> 
         for future in futures:
             future.result()
     return Executed({step.target.name: run.digests[step.target.name] for step in plan.steps}, resumed, run.replaced)
+
+
+def _alone(plan: Plan) -> AbstractContextManager[object]:
+    """Keep BLAS, which error feedback uses, to the thread that calls it: its own would get in the way, and might add up in another order."""
+    if all(step.feedback is None for step in plan.steps):
+        return nullcontext()
+    from threadpoolctl import threadpool_limits  # slow, and most conversions do without BLAS
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def _check_finished(run: _Run, pool: ThreadPoolExecutor) -> None:

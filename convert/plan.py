@@ -42,6 +42,7 @@ __all__ = ["Plan", "Step", "make_plan"]
 # bytes that Python, NumPy, numba and its compiler take at work: what scripts/bench_conversion.py measures, and some room
 _BASE_MEMORY = 330 << 20
 _SLAB_MEMORY = 24 << 20  # per thread: the slab in both encodings, in float32, and those that wait for the digest
+_FACTOR_BYTES = 24  # per weight of a second moment, while it is factorized: it, float64 work, the factor and kept ones
 _RECEIPT = "qconv.receipt."  # keys that speak of one file, not of what is made from it
 _DERIVED = frozenset({"general.file_type", "general.quantization_version", "qconv.version"})  # written anew, at the end
 _NO_ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({})
@@ -61,12 +62,15 @@ class Step:
         target: the tensor to write.
         choice: why it gets its encoding.
         importance: given an expert's number, the importance vector of its columns; None where the encoder takes none.
+        feedback: given float32 rows and the expert's number that they belong to, returns them encoded with error feedback, or None where
+            nothing is known of the expert's inputs; None where the tensor is encoded without.
     """
 
     source: Tensor
     target: OutputTensor
     choice: Choice
     importance: Callable[[int], NDArray[np.float32]] | None = None
+    feedback: Callable[[NDArray[np.float32], int], NDArray[np.uint8] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,12 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """Bytes of anonymous memory that the run may take at most."""
-        return _BASE_MEMORY + self.threads * _SLAB_MEMORY
+        widths = [step.source.columns for step in self.steps if step.feedback is not None]
+        stacks = any(step.feedback is not None and len(step.source.shape) > 2 for step in self.steps)
+        at_once = (
+            self.threads if stacks else 2
+        )  # factors in the making: of as many experts, or of this tensor and the next
+        return _BASE_MEMORY + self.threads * _SLAB_MEMORY + at_once * _FACTOR_BYTES * max(widths, default=0) ** 2
 
     def fingerprint(self) -> str:
         """Return a digest of everything that the output's bytes depend on; source files count by size and time of change."""

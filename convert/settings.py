@@ -14,12 +14,14 @@ from ..errors import UsageError
 from ..formats.base import WriteOptions
 from ..formats.metadata import Field
 from ..quantizers.base import DEFAULT_OPTIONS, EncodeOptions
+from ..quantizers.feedback import DAMPING
 
 __all__ = ["Budget", "Settings", "choose", "parse_size"]
 
 
 Effort = Literal["fast", "default", "best"]
 Objective = Literal["ggml", "plain", "importance"]
+Method = Literal["plain", "gptq"]
 
 
 def _cores() -> int:
@@ -78,6 +80,10 @@ class Settings:
         max_kld: largest mean divergence from the source, None for the default of the result's type.
         force: replace an existing output.
         allow_nonfinite: write zeros for NaN and infinity.
+        calibration: file of second moments, whose diagonals stand in for an importance matrix, or None.
+        method: ``plain``, or ``gptq`` for rounding with error feedback by ``calibration``.
+        damping: added to second moments' diagonals, relative to their mean.
+        activation_order: with ``gptq``, round blocks of columns with the largest inputs first.
         budget: choose types for a size instead of by ``type_name``, or None.
         recipe: file that names every tensor's type, or None.
     """
@@ -106,6 +112,10 @@ class Settings:
     max_kld: float | None = None
     force: bool = False
     allow_nonfinite: bool = False
+    calibration: Path | None = None
+    method: Method = "plain"
+    damping: float = DAMPING
+    activation_order: bool = False
     budget: Budget | None = None
     recipe: Path | None = None
 

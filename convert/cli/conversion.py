@@ -15,7 +15,7 @@ from ...errors import FormatError, UsageError
 from ...formats.base import Format, Model
 from ...formats.getters import get_integer
 from ...plugins.manager import Registries
-from ..api import load_importance
+from ..api import add_feedback, load_importance
 from ..jobs import Result, run_plan
 from ..output import check_output
 from ..plan import Plan, make_plan
@@ -73,6 +73,7 @@ def convert(
         float_source=model.format != "gguf",
         architectures=registries.architectures,
     )
+    plan = add_feedback(plan, model, settings, registries)
     for text in plan.notes:
         report.note(text)
     if certifier is not None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ...quantizers.feedback import DAMPING
 from . import options
 
 __all__ = ["with_conversion_options"]
@@ -25,6 +26,10 @@ def conversion_options(
     compat: options.Compat = None,
     effort: options.Effort = "default",
     objective: options.Objective = "ggml",
+    calibration: options.Calibration = None,
+    method: options.Method = "plain",
+    damping: options.Damping = DAMPING,
+    activation_order: options.ActivationOrder = False,
     size: options.Size = None,
     bpw: options.BitsPerWeight = None,
     measure_on: options.MeasureOn = None,

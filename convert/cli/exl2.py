@@ -29,7 +29,7 @@ HeadBits = Annotated[
 Calibration = Annotated[
     list[Path] | None,
     typer.Option(
-        "--calibration",
+        "--calibration-text",
         metavar="TEXT",
         help="Text like what the model will read (UTF-8); may be repeated.",
         rich_help_panel=_PANEL,
@@ -83,7 +83,7 @@ def to_exl2(
         raise UsageError("--bpw is missing", remedy="Name the bits per weight, such as --bpw 4.0.")
     if not calibration:
         raise UsageError(
-            "--calibration is missing", remedy="Name one or more files of text like what the model will read."
+            "--calibration-text is missing", remedy="Name one or more files of text like what the model will read."
         )
     dataset = ", ".join(path.name for path in calibration)
     split = settings.write.split_max_size

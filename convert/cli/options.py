@@ -98,6 +98,34 @@ Objective = Annotated[
         rich_help_panel=_TYPES,
     ),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="File of qconv calibrate, made of this model: for --method gptq, and as an importance matrix where none is given.",
+        rich_help_panel=_TYPES,
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="plain|gptq",
+        help="gptq: what rounding a column loses, the columns behind it make up for.",
+        rich_help_panel=_TYPES,
+    ),
+]
+Damping = Annotated[
+    float,
+    typer.Option("--damping", min=0, metavar="X", help="gptq: trust the calibration less.", rich_help_panel=_TYPES),
+]
+ActivationOrder = Annotated[
+    bool,
+    typer.Option(
+        "--activation-order", help="gptq: begin with the columns that have the largest inputs.", rich_help_panel=_TYPES
+    ),
+]
 OverrideKv = Annotated[
     list[str] | None,
     typer.Option(

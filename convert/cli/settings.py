@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from ...errors import UsageError
 from ...formats.base import WriteOptions
 from ...formats.metadata import Field, string
 from ..overrides import parse_override
 from ..prune import parse_layers
-from ..settings import Budget, Settings, choose, encode_options, parse_rule, parse_size
+from ..settings import Budget, Method, Settings, choose, encode_options, parse_rule, parse_size
 
 __all__ = ["default_output", "read_settings", "type_label"]
 
@@ -56,6 +56,10 @@ def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
         max_kld=words["max_kld"],
         force=words["force"],
         allow_nonfinite=words["allow_nonfinite"],
+        calibration=words["calibration"],
+        method=cast("Method", choose("--method", words["method"], get_args(Method))),
+        damping=words["damping"],
+        activation_order=words["activation_order"],
         budget=_budget(words),
         recipe=words["recipe"],
         **choices,
