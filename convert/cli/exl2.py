@@ -116,6 +116,8 @@ def _others(settings: Settings) -> dict[str, bool]:
         "--override-kv": bool(settings.overrides),
         "--prune-layers": bool(settings.prune),
         "--keep-split": settings.keep_split,
+        "--size": settings.budget is not None and settings.budget.size is not None,
+        "--recipe": settings.recipe is not None,
         "--alignment": settings.write.alignment is not None,
         "--validate": bool(settings.validate),
     }
