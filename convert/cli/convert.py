@@ -75,6 +75,7 @@ def convert(
                 context=calibration_context,
                 chunks=calibration_chunks,
                 measurement=measurement,
+                dry_run=words["dry_run"],
                 as_json=words["as_json"],
             )
             return

@@ -67,6 +67,7 @@ def to_exl2(
     context: int,
     chunks: int,
     measurement: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Quantize a model to an EXL2 folder and print what came of it. Ctrl-C keeps what is done and exits with 1."""
@@ -76,7 +77,7 @@ def to_exl2(
     from ..measure import Cut, cut_text, subject_of
     from .running import running_bar
 
-    refused = [name for name, given in _others(settings).items() if given]
+    refused = [name for name, given in {**_others(settings), "--dry-run": dry_run}.items() if given]
     if refused:
         raise UsageError(f"{refused[0]} does not go with --to exl2", remedy="Leave it out.")
     if bpw is None:
@@ -113,6 +114,8 @@ def _others(settings: Settings) -> dict[str, bool]:
         "--type": settings.type_name.lower() != "auto",
         "--tensor-type": bool(settings.tensor_rules),
         "--imatrix": settings.imatrix is not None,
+        "--calibration": settings.calibration is not None,
+        "--method": settings.method != "plain",
         "--override-kv": bool(settings.overrides),
         "--prune-layers": bool(settings.prune),
         "--keep-split": settings.keep_split,

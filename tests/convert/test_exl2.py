@@ -227,6 +227,7 @@ def test_the_command(cli: Cli, source: Path, measurement: Path, tmp_path: Path) 
         (("--bpw", 4.0), "--calibration-text is missing"),
         (("--bpw", 4.0, "--head-bits", 7, *WORDS), "2, 3, 4, 5, 6, 8"),
         (("--bpw", 4.0, "--prune-layers", "0", *WORDS), "--prune-layers does not go"),
+        (("--bpw", 4.0, "--dry-run", *WORDS), "--dry-run does not go"),
     ],
 )
 def test_what_makes_no_sense(cli: Cli, source: Path, tmp_path: Path, words: tuple[object, ...], message: str) -> None:
