@@ -133,10 +133,10 @@ class Configuration:
         return self.window
 
     def layer_rope(self, layer: int) -> RopeSettings | None:
-        """Return the rotary settings of a layer (counted from 0)."""
-        if self.local_rope is not None and self.layer_window(layer) is not None:
-            return self.local_rope
-        return self.rope
+        """Return the rotary settings of a layer (counted from 0), None where it does not rotate."""
+        if self.layer_window(layer) is None:
+            return self.rope if self.facts.rotated == "all" else None
+        return self.rope if self.local_rope is None else self.local_rope
 
 
 def read_configuration(model: Model, architectures: Iterable[Architecture] | None = None) -> Configuration:

@@ -192,6 +192,7 @@ class RuntimeFacts:
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
+        rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
         parallel: whether attention and feed-forward both read the block's input, and their results are added to it together; a condition,
@@ -210,6 +211,7 @@ class RuntimeFacts:
     attention_scale: Expression
     scale_embedding: bool = False
     sliding_period: Expression | None = None
+    rotated: Literal["all", "sliding"] = "all"
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
     parallel: bool | Condition = False

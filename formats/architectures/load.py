@@ -218,6 +218,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts:
         attention_scale=_expression(fields, "attention_scale"),
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
+        rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
         parallel=_parallel(fields),

@@ -105,7 +105,7 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope is None:
         return RopeResult({})
     parameters, local = _parameters(config, path)
-    theta = _theta(parameters.get("rope_theta", config.get("rope_theta")), rope.theta, path)
+    theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base"), rope.theta, path)
     rotated = _rotated(rope, parameters, config, values, path)
     source = _Source(rope, parameters, config, values, path, theta, rotated)
     kind = _kind(parameters, rope, path)
@@ -136,6 +136,11 @@ def _parameters(config: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any
     return found, None
 
 
+def _stated(parameters: Mapping[str, Any], config: Mapping[str, Any], key: str, older: str) -> object:
+    """Return what the configuration says under ``key``, or under the older name that some families have for it."""
+    return parameters.get(key, config.get(key, config.get(older)))
+
+
 def _theta(value: object, default: float, path: Path) -> float:
     if value is None:
         return default
@@ -158,7 +163,7 @@ def _local_theta(rope: Rope, local: Mapping[str, Any] | None, config: Mapping[st
 
 def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any], values: Values, path: Path) -> int:
     size = rope.dimensions.evaluate(values)
-    share = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    share = _stated(parameters, config, "partial_rotary_factor", "rotary_pct")
     number = rope.share if share is None else finite_number(share)
     if number is None or not 0 < number <= 1:
         raise ModelError(f"partial_rotary_factor is {share!r}, which must be above 0 and at most 1", path=path)

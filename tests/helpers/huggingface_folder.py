@@ -98,6 +98,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 2,
         "moe_intermediate_size": 12,
     },
+    "cohere": CONFIG | {"architectures": ["CohereForCausalLM"], "model_type": "cohere"},
+    "cohere2": CONFIG | {"architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "sliding_window": 4},
+    "gptneox": CONFIG | {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "rotary_pct": 0.5},
+    "stablelm": CONFIG | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "partial_rotary_factor": 0.5},
     "granite": CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | MULTIPLIERS,
     "granitemoe": CONFIG
     | {

@@ -127,9 +127,20 @@ CASES = (
     case("falcon-11b", "FalconForCausalLM", num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1, ffn_hidden_size=160),
     case("starcoder2", "Starcoder2ForCausalLM"),
     case("starcoder2-untied", "Starcoder2ForCausalLM", tie_word_embeddings=False, sliding_window=256),
+    case("cohere", "CohereForCausalLM", logit_scale=1.5),
+    case("cohere2", "Cohere2ForCausalLM", logit_scale=1.5, sliding_window=8, num_hidden_layers=5),
+    case("gptneox", "GPTNeoXForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    case("gptneox-in-turn", "GPTNeoXForCausalLM", use_parallel_residual=False, rope_parameters={"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 1.0}),
+    case("stablelm", "StableLmForCausalLM", num_key_value_heads=4),
+    case("stablelm-parallel", "StableLmForCausalLM", use_parallel_residual=True, use_qkv_bias=True),
     case("gpt-oss", "GptOssForCausalLM", **GPT_OSS, rope_parameters=yarn(truncate=True)),
     case("gpt-oss-plain", "GptOssForCausalLM", **GPT_OSS, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_hidden_layers=3),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+)  # fmt: skip
+
+# too many layers for tests that go there and back
+DEEP = (
+    case("cohere-plus", "CohereForCausalLM", logit_scale=1.5, num_hidden_layers=64, hidden_size=32, intermediate_size=32, use_qk_norm=True, rope_parameters={"rope_type": "default", "rope_theta": 75e4}),
 )  # fmt: skip
 
 # what transformers and this project's runtime do, and llama.cpp does otherwise; a note says so

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_networks import open_folder
-from transformers_models import BEYOND_LLAMACPP, CASES, PROMPTS, Case, save
+from transformers_models import BEYOND_LLAMACPP, CASES, DEEP, PROMPTS, Case, save
 
 from qconv.runtime.forward import forward
 from qconv.runtime.network import load_network
@@ -25,7 +25,7 @@ def reference(model: Any, prompt: list[int]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.oracles
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model_case", CASES + BEYOND_LLAMACPP, ids=lambda item: item.name)
+@pytest.mark.parametrize("model_case", CASES + BEYOND_LLAMACPP + DEEP, ids=lambda item: item.name)
 def test_logits_are_those_of_transformers(model_case: Case, tmp_path: Path) -> None:
     source = save(tmp_path / "model", model_case)
     with open_folder(tmp_path / "model") as model:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from f32_gguf import write_f32
 from llamacpp_models import logits
-from transformers_models import CASES, PROMPTS, Case, expected, log_softmax, save
+from transformers_models import CASES, DEEP, PROMPTS, Case, expected, log_softmax, save
 
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
@@ -19,7 +19,7 @@ TOLERANCE = 2e-2
 @pytest.mark.oracles
 @pytest.mark.usefixtures("no_tokenizer")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model_case", CASES, ids=lambda item: item.name)
+@pytest.mark.parametrize("model_case", CASES + DEEP, ids=lambda item: item.name)
 def test_llama_cpp_agrees_with_transformers(model_case: Case, tmp_path: Path, context: OpenContext) -> None:
     reference = save(tmp_path / "model", model_case)
     with open_huggingface(tmp_path / "model", context) as model:

@@ -136,6 +136,12 @@ def test_heads_rotated_in_part() -> None:
     assert plain(rope("phi3", rope_parameters={"partial_rotary_factor": 0.5}))["dimension_count"] == 8
 
 
+def test_older_names_of_base_and_share() -> None:
+    found = plain(rope("gptneox", rotary_pct=0.5, rotary_emb_base=25000))
+    assert (found["dimension_count"], found["freq_base"]) == (2, 25000.0)  # heads of 4 dimensions
+    assert plain(rope("gptneox", rotary_pct=0.5, partial_rotary_factor=1.0))["dimension_count"] == 4
+
+
 def test_dynamic_scaling_is_a_note() -> None:
     result = rope(rope_scaling={"type": "dynamic", "factor": 2.0})
     assert "up to 64 tokens" in result.notes[0]
