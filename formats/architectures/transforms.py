@@ -22,6 +22,8 @@ name                             Hugging Face → GGUF                          
 ``transpose_and_separate_rows``  ``transpose``, then ``separate_rows``                         —                 one by one, transposed
 ``gather_groups``                rows of a fused projection from one group per key head        heads, kv_heads   groups
                                  (queries, key, value) to all queries, all keys, all values
+``split_attention``              ``gather_groups``, then queries, keys and values apart, rows   heads, kv_heads   groups
+                                 of queries and keys as by ``permute_rotary``
 ``split_latent``                 (heads * (key + value), rank) to (heads, rank, key) and       heads, key, value joined
                                  (heads, value, rank)
 ================================ ============================================================= ================= ======================
@@ -34,6 +36,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..base import Tensor
+from .fused import join_attention, split_attention
 from .lazy import Apply, constant, each, same_encoding
 from .matrices import interleave_columns, join_latent, separate_columns, shift, split_latent, transpose
 from .rows import (
@@ -93,6 +96,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
             _one_after_another(each(transpose), separate), _one_after_another(interleave, each(transpose))
         ),
         "gather_groups": Transform(each(gather_groups), each(scatter_groups), ("heads", "kv_heads")),
+        "split_attention": Transform(split_attention, join_attention, ("heads", "kv_heads")),
         "split_latent": Transform(split_latent, join_latent, ("heads", "key", "value")),
     }
 )

@@ -111,6 +111,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 14,
     }
     | MULTIPLIERS,
+    "internlm2": CONFIG | {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"},
     "olmo2": CONFIG | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
     "olmoe": CONFIG
     | {

@@ -56,6 +56,14 @@ def gathered(values: Array, heads: int, kv_heads: int) -> Array:
     return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
 
 
+def attention_parts(values: Array, heads: int, kv_heads: int) -> list[Array]:
+    """Queries, keys and values of a fused projection of groups, the first two in pairs."""
+    whole = gathered(values, heads, kv_heads)
+    size = len(whole) // (heads + 2 * kv_heads)
+    query, key, value = np.split(whole, [heads * size, (heads + kv_heads) * size])
+    return [permuted(query, heads), permuted(key, kv_heads), value]
+
+
 def latent_parts(values: Array, heads: int, key: int) -> list[Array]:
     """Keys, transposed, and values of every head, as DeepSeek's attention reads kv_b_proj."""
     stacked = values.reshape(heads, -1, values.shape[1])
@@ -98,6 +106,8 @@ EXAMPLES = (
     Example("gather_groups", [(18, 3)], {"heads": 3, "kv_heads": 3}, lambda a: [gathered(a[0], 3, 3)]),
     Example("gather_groups", [(14, 3)], {"heads": 5, "kv_heads": 1}, lambda a: [gathered(a[0], 5, 1)]),
     Example("gather_groups", [(24,)], {"heads": 4, "kv_heads": 2}, lambda a: [gathered(a[0], 4, 2)]),
+    Example("split_attention", [(24, 5)], {"heads": 4, "kv_heads": 1}, lambda a: attention_parts(a[0], 4, 1)),
+    Example("split_attention", [(32, 3)], {"heads": 4, "kv_heads": 2}, lambda a: attention_parts(a[0], 4, 2)),
     Example("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 3}, lambda a: latent_parts(a[0], 3, 2)),
 )
 EACH = pytest.mark.parametrize(
@@ -230,6 +240,8 @@ def test_constants_are_read_only_rows() -> None:
         ("gather_groups", [(24, 2)], {"heads": 4, "kv_heads": 0}),
         ("gather_groups", [(23, 2)], {"heads": 4, "kv_heads": 2}),
         ("gather_groups", [(2, 24, 2)], {"heads": 4, "kv_heads": 2}),
+        ("split_attention", [(24, 2)], {"heads": 5, "kv_heads": 2}),
+        ("split_attention", [(24,)], {"heads": 4, "kv_heads": 2}),
         ("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 2}),
         ("split_latent", [(3, 5, 4)], {"heads": 3, "key": 2, "value": 3}),
     ],
