@@ -22,7 +22,7 @@ name                             Hugging Face → GGUF                          
 ``transpose_and_separate_rows``  ``transpose``, then ``separate_rows``                         —                 one by one, transposed
 ``gather_groups``                rows of a fused projection from one group per key head        heads, kv_heads   groups
                                  (queries, key, value) to all queries, all keys, all values
-``split_attention``              ``gather_groups``, then queries, keys and values apart, rows   heads, kv_heads   groups
+``split_attention``              ``gather_groups``, then queries, keys and values apart, rows  heads, kv_heads   groups
                                  of queries and keys as by ``permute_rotary``
 ``split_latent``                 (heads * (key + value), rank) to (heads, rank, key) and       heads, key, value joined
                                  (heads, value, rank)
