@@ -229,10 +229,10 @@ def test_an_unknown_class_names_the_nearest(tmp_path: Path, context: OpenContext
 
 
 def test_an_unknown_class_with_more_tensors(tmp_path: Path, context: OpenContext) -> None:
-    config = CONFIGS["llama"] | {"architectures": ["MyForCausalLM"], "model_type": "mine"}
-    tensors = tensors_of("llama") | {"model.layers.0.extra.weight": ("F32", (1,), bytes(4))}
+    config = CONFIGS["phi3"] | {"architectures": ["MyForCausalLM"], "model_type": "mine"}
+    tensors = tensors_of("phi3") | {"model.layers.0.extra.weight": ("F32", (1,), bytes(4))}
     message = failure(write_folder(tmp_path / "m", config, tensors), context, UnknownArchitectureError)
-    assert "Nearest by its tensors is 'llama', but 1 tensors have no place in it" in message
+    assert "Nearest by its tensors is 'phi3', but 1 tensors have no place in it" in message
 
 
 def test_an_unknown_class_like_nothing_known(tmp_path: Path, context: OpenContext) -> None:
@@ -315,7 +315,8 @@ def test_missing_tensors_are_listed(tmp_path: Path, context: OpenContext) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_every_wrong_shape_is_found_before_any_weight(name: str, tmp_path: Path, context: OpenContext) -> None:
     tensors = tensors_of(name)
-    measured = {"model.embed_tokens.weight", "transformer.wte.weight"}
+    parameters = architecture_named(name).hyper_parameters
+    measured = {parameter.measured.tensor for parameter in parameters if parameter.measured}
     for index, guilty in enumerate(sorted(set(tensors) - measured)):
         dtype, shape, data = tensors[guilty]
         wrong = (shape[0] + 1, *shape[1:])
