@@ -83,7 +83,12 @@ def test_other_yarn_is_refused(tmp_path: Path, context: OpenContext, change: dic
 
 
 def test_groups_that_llama_cpp_chooses_otherwise_are_told(tmp_path: Path, context: OpenContext) -> None:
-    changes: dict[str, Any] = {"topk_method": "group_limited_greedy", "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+    changes: dict[str, Any] = {
+        "topk_method": "group_limited_greedy",
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+    }
     with open_huggingface(model_folder(tmp_path / "model", "deepseek2", **changes), context) as model:
         assert any("sum of their two best" in note for note in model.notes)
         assert read_configuration(model).routing is not None
