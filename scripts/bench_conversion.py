@@ -165,6 +165,33 @@ def bench_copy(folder: Path, found: dict[str, float]) -> None:
     shutil.rmtree(source)
 
 
+def bench_back(folder: Path, found: dict[str, float]) -> None:
+    """GGUF BF16 to a Hugging Face folder, query and key rows regrouped, beside ``cp``."""
+    source = make_folder(LARGE, folder)
+    gguf, output = folder / "large.gguf", folder / "back"
+    run([*QCONV, "hf-to-gguf", str(source), "-o", str(gguf), "--type", "bf16"])
+    shutil.rmtree(source)
+
+    def copy() -> float:
+        seconds, _ = run(["cp", str(gguf), f"{output}.gguf"])
+        Path(f"{output}.gguf").unlink()
+        return seconds
+
+    def convert() -> tuple[float, int]:
+        done = run([*QCONV, "convert", str(gguf), str(output)])
+        shutil.rmtree(output)
+        return done
+
+    rounds = [(copy(), *convert()) for _ in range(7)]
+    copied, converted, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
+    size = gguf.stat().st_size
+    found["back: cp, MB/s"] = size / copied / 1e6
+    found["back: GGUF BF16 to Hugging Face BF16, MB/s"] = size / converted / 1e6
+    found["back: ratio to cp (bar 0.5)"] = copied / converted
+    found["back: peak anonymous memory, MB (bar 600)"] = max(memory for *_, memory in rounds) / 1e6
+    gguf.unlink()
+
+
 def bench_split(folder: Path, found: dict[str, float]) -> None:
     """``qconv split`` and ``qconv merge`` of a GGUF of 4 GB, with and without digests in the source, beside ``cp``: medians of interleaved runs."""
     source = make_folder(LARGE, folder)
@@ -272,6 +299,7 @@ BENCHES = {
     "quantize": bench_quantize,
     "requantize": bench_requantize,
     "copy": bench_copy,
+    "back": bench_back,
     "split": bench_split,
 }
 
