@@ -145,7 +145,7 @@ def _model(
                 **hyper_parameter_metadata(architecture, values),
                 **described.rope.metadata,
                 **tokenizer.metadata,
-                **record_source(folder, config, tokenizer.metadata, _weights(described, checkpoint, config)),
+                **record_source(folder, config, tokenizer, _weights(described, checkpoint, config)),
             }
         ),
         tensors=MappingProxyType(tensors),

@@ -38,11 +38,13 @@ class TokenizerResult:
         metadata: ``tokenizer.ggml.*`` and ``tokenizer.chat_template*`` keys, in the order to write them.
         notes: what the user should know: conflicts between files, dropped or padded tokens, what GGUF runtimes do otherwise.
         files: the tokenizer's files by name, for writers that want them back.
+        found: the same files, read.
     """
 
     metadata: Mapping[str, Field]
     notes: tuple[str, ...] = ()
     files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    found: TokenizerFiles | None = None
 
 
 def read_tokenizer(
@@ -100,6 +102,7 @@ def read_tokenizer(
         metadata=MappingProxyType(_metadata(vocabulary, ids, affixes) | templates.metadata()),
         notes=(*vocabulary.notes, *special.notes, *affixes.notes, *notes, *templates.notes),
         files=found.paths,
+        found=found,
     )
 
 

@@ -202,6 +202,15 @@ def test_links_and_folders_in_a_folder_are_foreign(source: Path, out: Path) -> N
         qconv.convert_model(source, out, settings=settings)
 
 
+def test_parts_are_kept(cli: Cli, source: Path, out: Path) -> None:
+    parts = ("--type", "bf16", "--split-max-tensors", 20)
+    assert cli("convert", source, out.with_name("m.gguf"), *parts).code == 0
+    assert cli("convert", out.with_name("m-00001-of-00003.gguf"), out, "--keep-split").code == 0
+    assert len(list(out.glob("model-*.safetensors"))) >= 3
+    with qconv.open(source) as one, qconv.open(out) as other:
+        assert one.tensors.keys() == other.tensors.keys()
+
+
 def test_a_plan_is_exact(cli: Cli, source: Path, out: Path) -> None:
     plan = json.loads(cli("convert", source, out, "--dry-run", "--json").out)
     assert not out.exists()

@@ -10,7 +10,8 @@ from typing import Any
 
 from ...architectures import Architecture, NameMap
 from ...metadata import Field, string
-from ..tokenizer_files import TokenizerFiles, find_tokenizer_files, read_text
+from ..tokenizer import TokenizerResult
+from ..tokenizer_files import TokenizerFiles, read_text
 from .source import LONGEST, PREFIX, tokenizer_digest
 
 __all__ = ["describe_weights", "record_source"]
@@ -22,29 +23,28 @@ _QUANTIZATION = "quantization_config"
 
 
 def record_source(
-    folder: Path,
-    config: Mapping[str, Any],
-    tokenizer: Mapping[str, Field],
-    weights: Mapping[str, Mapping[str, Any]],
+    folder: Path, config: Mapping[str, Any], tokenizer: TokenizerResult, weights: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Field]:
     """Return the keys for a folder.
 
-    ``config`` is its configuration, ``tokenizer`` the keys made of its tokenizer, and ``weights`` what :func:`describe_weights` returns.
+    ``config`` is its configuration, ``tokenizer`` what its tokenizer is in GGUF, and ``weights`` what :func:`describe_weights` returns.
     """
     kept = {"config": read_text(folder / "config.json")}
     if _QUANTIZATION in config:  # the weights are plain numbers now
         plain = {key: value for key, value in config.items() if key != _QUANTIZATION}
         kept["config"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-    found = find_tokenizer_files(folder)
-    if "generation_config.json" in found.paths:
-        kept["generation_config"] = read_text(found.paths["generation_config.json"])
-    kept |= _tokenizer(found, tokenizer)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        kept["generation_config"] = read_text(generation)
+    kept["tokenizer_digest"] = tokenizer_digest(tokenizer.metadata)
+    if tokenizer.found is not None:
+        kept |= _tokenizer(tokenizer.found, tokenizer.metadata)
     kept |= {name: _compact(value) for name, value in weights.items() if value}
     return {PREFIX + name: string(text) for name, text in kept.items() if text and len(text.encode()) <= LONGEST}
 
 
 def _tokenizer(files: TokenizerFiles, metadata: Mapping[str, Field]) -> dict[str, str]:
-    kept = {"tokenizer_digest": tokenizer_digest(metadata)}
+    kept = {}
     described = {key: value for key, value in files.tokenizer_config.items() if key not in _ELSEWHERE}
     if described:
         kept["tokenizer_config"] = _compact(described)

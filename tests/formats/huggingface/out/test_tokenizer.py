@@ -24,6 +24,9 @@ from tokenizer_folders import (
     write_folder,
 )
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 import qconv
 from qconv.errors import FormatError, QconvError, TokenizerError
@@ -32,7 +35,7 @@ from qconv.formats.gguf.reader import open_gguf
 from qconv.formats.huggingface.out.record import record_source
 from qconv.formats.huggingface.out.source import PREFIX, read_recorded
 from qconv.formats.huggingface.out.tokenizer import rebuild_tokenizer
-from qconv.formats.metadata import Field, string, strings
+from qconv.formats.metadata import Field, ValueType, numbers, string, strings, uint32
 from qconv.formats.pretokenizers import PreTokenizer, find_pre_tokenizer, pre_tokenizers
 
 
@@ -93,8 +96,9 @@ def test_what_the_source_said_comes_back_equal(tmp_path: Path) -> None:
     source = odd_byte_level()
     config = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "chat_template": "{{ messages }}", "odd": [1]}
     folder = write_folder(tmp_path, tokenizer=source, tokenizer_config=config, config={"model_type": "x"})
-    metadata = read(folder, len(source["model"]["vocab"]) + 8).metadata
-    kept = {**metadata, **record_source(folder, {}, metadata, {})}
+    result = read(folder, len(source["model"]["vocab"]) + 8)
+    metadata = result.metadata
+    kept = {**metadata, **record_source(folder, {}, result, {})}
     files = rebuilt(kept)
     assert json.loads(files["tokenizer.json"]) == source
     assert json.loads(files["tokenizer_config.json"]) == config
@@ -142,6 +146,30 @@ def test_sentencepiece(kind: str, prefix: bool, tmp_path: Path) -> None:
     # after a user-defined token runtimes of GGUF, and transformers' Llama tokenizers, put a space where sentencepiece puts none
     plain = tuple(text for text in TEXTS if text.strip() and not text.startswith(" ") and "    " not in text)
     assert ids(files["tokenizer.json"], plain) == [original.encode(text) for text in plain]
+
+
+def test_word_pieces() -> None:
+    """GGUF marks beginnings of words, BERT marks what continues them."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "quick", "##ly", "##er", "a", "##a", "!", "don", "'", "t"]
+    original = Tokenizer(WordPiece({piece: token for token, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    original.normalizer = BertNormalizer(lowercase=True)
+    original.pre_tokenizer = BertPreTokenizer()
+    texts = ["the QUICKLY quicker aaa!", "don't", "thequick unknown the"]
+    marked = [text if text[0] == "[" else text[2:] if text.startswith("##") else f"▁{text}" for text in pieces]
+    metadata = {
+        "tokenizer.ggml.model": string("bert"),
+        "tokenizer.ggml.tokens": strings(marked),
+        "tokenizer.ggml.token_type": numbers([3] * 4 + [1] * 10, ValueType.INT32),
+        "tokenizer.ggml.bos_token_id": uint32(2),
+        "tokenizer.ggml.seperator_token_id": uint32(3),
+        "tokenizer.ggml.unknown_token_id": uint32(1),
+    }
+    files = rebuilt(metadata)
+    again = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for text in texts:
+        wanted = original.encode(text).ids
+        assert again.encode(text, add_special_tokens=False).ids == wanted
+        assert again.encode(text).ids == [2, *wanted, 3]
 
 
 @pytest.mark.oracles
