@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ...quantizers.feedback import DAMPING
 from . import options
 
 __all__ = ["with_conversion_options"]
@@ -28,7 +27,7 @@ def conversion_options(
     objective: options.Objective = "ggml",
     calibration: options.Calibration = None,
     method: options.Method = "plain",
-    damping: options.Damping = DAMPING,
+    damping: options.Damping = None,
     activation_order: options.ActivationOrder = False,
     size: options.Size = None,
     bpw: options.BitsPerWeight = None,

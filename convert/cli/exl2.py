@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import UsageError
-from ...plugins.manager import Registries
-from . import report
 
 if TYPE_CHECKING:
     from ...formats.base import Model
+    from ...plugins.manager import Registries
     from ..exl2_folder import Exl2Result
     from ..settings import Settings
 
@@ -75,6 +74,7 @@ def to_exl2(
     from ...runtime.windows import join
     from ..exl2_folder import Exl2Request, check_request, write_exl2
     from ..measure import Cut, cut_text, subject_of
+    from . import report
     from .running import running_bar
 
     refused = [name for name, given in {**_others(settings), "--dry-run": dry_run}.items() if given]
@@ -127,6 +127,8 @@ def _others(settings: Settings) -> dict[str, bool]:
 
 
 def _show(result: Exl2Result, as_json: bool) -> None:
+    from . import report
+
     if as_json:
         report.print_json(
             {

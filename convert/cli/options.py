@@ -117,7 +117,7 @@ Method = Annotated[
     ),
 ]
 Damping = Annotated[
-    float,
+    float | None,
     typer.Option("--damping", min=0, metavar="X", help="gptq: trust the calibration less.", rich_help_panel=_TYPES),
 ]
 ActivationOrder = Annotated[

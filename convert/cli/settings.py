@@ -26,7 +26,8 @@ def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
     if words["model_name"] is not None:
         overrides["general.name"] = string(words["model_name"])
     split_size = words["split_max_size"]
-    choices: dict[str, Any] = {} if words["threads"] is None else {"threads": words["threads"]}
+    # what has a default that only other modules know is left out where the user says nothing
+    choices = {key: words[key] for key in ("threads", "damping") if words[key] is not None}
     return Settings(
         type_name=type_name,
         tensor_rules=tuple(parse_rule(text) for text in words["tensor_type"] or ()),
@@ -58,7 +59,6 @@ def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
         allow_nonfinite=words["allow_nonfinite"],
         calibration=words["calibration"],
         method=cast("Method", choose("--method", words["method"], get_args(Method))),
-        damping=words["damping"],
         activation_order=words["activation_order"],
         budget=_budget(words),
         recipe=words["recipe"],
