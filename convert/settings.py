@@ -37,7 +37,7 @@ class Budget:
     Attributes:
         size: bytes of the whole output, or None.
         bits_per_weight: average over all tensors, or None; one of both is given.
-        texts: on which the tensors' sensitivities are measured; none: all tensors count alike.
+        texts: on which the tensors' sensitivities are measured; none: they are guessed.
         context: tokens per window of these.
         chunks: most windows of each.
         recipe_out: where to write the choice, or None.

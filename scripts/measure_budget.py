@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--measure-chunks", type=int, default=16, help="windows of the calibration text for sensitivities"
     )
+    parser.add_argument("--mixtures", nargs="+", default=MIXTURES, help="names to compare with")
     parser.add_argument("--figure", type=Path, help="stem of the figure's files")
     arguments = parser.parse_args()
     registries = load_plugins().registries()
@@ -102,7 +103,7 @@ def main() -> None:
         print(
             f"{'mixture':8} {'bytes':>12} {'KLD':>9}   {'chosen: bytes':>13} {'KLD':>9} {'ratio':>6} {'predicted':>9}"
         )
-        for mixture in MIXTURES:
+        for mixture in arguments.mixtures:
             plan = request.plan(replace(settings, type_name=mixture))
             run_plan(plan, True, lambda count: None)
             size = output.stat().st_size

@@ -127,9 +127,7 @@ def _choose_types(
             f"types chosen: {found.size:,} bytes, {found.bits_per_weight:.3f} bits per weight, {unit} {found.predicted:.4g}"
         )
         if not found.measured:
-            report.note(
-                "all tensors counted alike; --measure-on TEXT measures what each one's errors cost, and chooses better"
-            )
+            report.note("what each tensor's errors cost was guessed; --measure-on TEXT measures it, and chooses better")
     return chosen
 
 
