@@ -47,13 +47,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def watched(read: Callable[[], None], size: int) -> bool | Failure:
     """Run ``read`` on files of ``size`` bytes; return whether they were accepted, or the failure. ``tracemalloc`` must be tracing."""
-    previous = signal.signal(signal.SIGPROF, _stop)
+    signal.signal(signal.SIGPROF, _stop)
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     started = time.process_time()
     accepted = False
     try:
-        signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)
+        signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST, 1)  # again, where a destructor swallows the first
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             read()
@@ -69,7 +69,7 @@ def watched(read: Callable[[], None], size: int) -> bool | Failure:
         return Failure(type(error).__name__, _where(error), str(error)[:200])
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is under way must not end the process
     elapsed = time.process_time() - started
     peak = tracemalloc.get_traced_memory()[1] - before
     if elapsed > SLOWEST:
