@@ -12,8 +12,8 @@ and its output does not depend on how rows are grouped into calls.
 * ``decode`` maps uint8 ``(n, row_bytes)`` to float32 ``(n, columns)`` and is bit-identical to ggml's.
 * Kernels release the GIL and keep no state between calls, so any thread may call any codec.
 
-Kernels are compiled on first use: an :class:`Encoding` is a cheap value, and ``Encoding.codec`` is where a family module, and with
-it numba, is imported.
+Kernels are compiled on first use: an :class:`Encoding` is a cheap value, and ``Encoding.codec`` is where a family module is imported. numba is
+imported only where a kernel has to be compiled.
 """
 
 from __future__ import annotations

@@ -87,16 +87,14 @@ def load_tile(rows: FloatArray, block: int, first: int, count: int, padded: Floa
 
 
 @inlined
-def row_energies(rows: FloatArray, columns: int) -> FloatArray:
-    """Return twice the mean square of each row."""
-    energies = np.empty(rows.size // columns, np.float32)
+def row_energies(rows: FloatArray, columns: int, energies: FloatArray) -> None:
+    """Fill ``energies`` with twice the mean square of each row, as many as there is room for."""
     for row in range(energies.size):
         total = v.splat(0.0)
         for column in range(0, columns, LANES):
             weights = v.load(rows, row * columns + column)
             total += weights * weights
         energies[row] = np.float32(2.0) * v.lane_sum(total) / np.float32(columns)
-    return energies
 
 
 @inlined

@@ -23,7 +23,7 @@ from . import simd as v
 from .base import Codec
 from .codebook_points import FLOAT_ROOM, INT_ROOM, SHIFTS, SIGNS, Sums
 from .codebook_tables import PointTables
-from .kernel import GGML, PLAIN, block_codec, inlined, merged, scratch
+from .kernel import GGML, PLAIN, block_codec, inlined, merged, scratch, scratch_int
 from .superblocks import SUPERBLOCK, W, X, balance, load_group, superblock_max, superblock_sum
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def codebook_codec(
 @merged
 def room() -> tuple[FloatArray, IntArray]:
     """Return the scratch arrays of a search; points are not shifted."""
-    work, numbers = scratch(_FLOAT_ROOM), np.empty(INT_ROOM, np.int32)
+    work, numbers = scratch(_FLOAT_ROOM), scratch_int(INT_ROOM)
     for group in range(0, FLOAT_ROOM - SHIFTS, v.LANES):
         v.store(work, SHIFTS + group, v.splat(0))
     return work, numbers

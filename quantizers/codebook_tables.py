@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .codebook import Codebook
-from .simd_types import LANES
+from .simd import LANES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

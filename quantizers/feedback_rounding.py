@@ -39,6 +39,7 @@ ORDER_BLOCK: Final = 256
 """Columns that stay together, in their own order, whatever the order of a factor is: a multiple of every block."""
 
 _NEVER: Final = np.float32(3e38)
+_TWO_VECTORS: Final = 2 * v.LANES
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +232,7 @@ def _round_points(
     signs and scale included, times the features of all points.
     """
     points = features.size // 14
-    coefficients = np.empty(14, np.float32)
-    form, signs = np.empty((4, 4), np.float32), np.empty(4, np.float32)
-    lanes = scratch(2 * v.LANES)
+    coefficients, form, signs, lanes = scratch(14), scratch(16), scratch(4), scratch(_TWO_VECTORS)
     for number in range(found.shape[1]):
         place = 4 * number
         _metric(unit, counts, place, form)
@@ -248,11 +247,11 @@ def _round_points(
             for i in range(4):
                 pull = np.float32(0)
                 for j in range(4):
-                    pull += form[i, j] * targets[row, first + place + j]
-                coefficients[i] = form[i, i] * scale * scale
+                    pull += form[4 * i + j] * targets[row, first + place + j]
+                coefficients[i] = form[5 * i] * scale * scale
                 coefficients[10 + i] = -2 * pull * signs[i]
                 for j in range(i + 1, 4):
-                    coefficients[feature] = 2 * form[i, j] * signs[i] * signs[j]
+                    coefficients[feature] = 2 * form[4 * i + j] * signs[i] * signs[j]
                     feature += 1
             point = _nearest(features, points, coefficients, lanes)
             found[row, number] = code | point
@@ -263,13 +262,13 @@ def _round_points(
 
 @inlined
 def _metric(unit: FloatArray, counts: FloatArray, place: int, form: FloatArray) -> None:
-    """Fill ``form`` (4, 4) with ``M D Mᵀ`` of the four columns from ``place`` on."""
+    """Fill ``form``, a matrix of 4 by 4 row by row, with ``M D Mᵀ`` of the four columns from ``place`` on."""
     for i in range(4):
         for j in range(4):
             total = np.float32(0)
             for c in range(max(i, j), 4):
                 total += unit[place + i, place + c] * counts[place + c] * unit[place + j, place + c]
-            form[i, j] = total
+            form[4 * i + j] = total
 
 
 @inlined

@@ -62,7 +62,8 @@ from .codebook_search import (
     take_signs,
 )
 from .codebook_tables import point_tables
-from .kernel import BEST, DEFAULT, FAST, kernel, merged, scratch
+from .kernel import BEST, DEFAULT, FAST, kernel, merged, scratch, scratch_int
+from .simd import LANES
 from .superblocks import SUPERBLOCK
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ SEARCHES = {"IQ2_XXS": _SMALL, "IQ2_XS": _SMALL, "IQ2_S": _LARGE}
 @kernel
 def _decode_xxs(data: ByteArray, words: IntArray, out: FloatArray) -> None:
     work = scratch(EXPAND_SCRATCH)
-    both = np.empty(v.LANES, np.int32)
+    both = scratch_int(LANES)
     run = v.lane_indices()
     for block in range(data.size // XXS_BYTES):
         start = block * XXS_BYTES

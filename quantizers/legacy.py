@@ -144,7 +144,7 @@ def _encode_scaled(
     rows: FloatArray,
     columns: int,
     importance: FloatArray,
-    like_ggml: bool,
+    energies: FloatArray,
     starts: FloatArray,
     refinements: int,
     levels: int,
@@ -153,7 +153,7 @@ def _encode_scaled(
     """Q4_0 (``levels`` 16) and Q5_0 (32)."""
     tile, weights, padded = scratch(_TILE), scratch(_TILE), scratch(_TILE)
     scales, per_scale = scratch(LANES), scratch(LANES)
-    energies = row_energies(rows, columns) if like_ggml else np.empty(0, np.float32)
+    row_energies(rows, columns, energies)
     size, zero = (18, 8) if levels == 16 else (22, 16)
     codes = (-float(zero), float(zero - 1))
     blocks = rows.size // _BLOCK
@@ -183,7 +183,7 @@ def _encode_shifted(
     rows: FloatArray,
     columns: int,
     importance: FloatArray,
-    like_ggml: bool,
+    energies: FloatArray,
     starts: FloatArray,
     refinements: int,
     levels: int,
@@ -192,7 +192,7 @@ def _encode_shifted(
     """Q4_1 (``levels`` 16) and Q5_1 (32)."""
     tile, weights, padded = scratch(_TILE), scratch(_TILE), scratch(_TILE)
     scales, per_scale, minima = scratch(LANES), scratch(LANES), scratch(LANES)
-    energies = row_energies(rows, columns) if like_ggml else np.empty(0, np.float32)
+    row_energies(rows, columns, energies)
     size = 20 if levels == 16 else 24
     top = float(levels - 1)
     blocks = rows.size // _BLOCK
@@ -284,7 +284,7 @@ class _Run(Protocol):
         rows: FloatArray,
         columns: int,
         importance: FloatArray,
-        like_ggml: bool,
+        energies: FloatArray,
         starts: FloatArray,
         refinements: int,
         levels: int,
@@ -310,7 +310,8 @@ def _encoder(
         count, refinements = efforts[weighted][effort]
         repeated = np.resize(importance / largest, columns + _TILE) if weighted else nothing
         chosen = tables[weighted][:count].reshape(-1)
-        run(rows, columns, repeated, weighted and objective == _GGML, chosen, refinements, levels, out)
+        energies = np.empty(rows.size // columns if weighted and objective == _GGML else 0, np.float32)
+        run(rows, columns, repeated, energies, chosen, refinements, levels, out)
 
     return encode
 

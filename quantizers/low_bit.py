@@ -31,6 +31,7 @@ __all__ = ["codec"]
 
 _BYTES = 18  # of either type's block
 _Q1_BLOCK, _Q2_BLOCK = 128, 64
+_Q2_TILE = _Q2_BLOCK * LANES
 
 # the largest weight's code before clipping, in the order of what a start adds on Gauss, Student, Laplace and uniform weights
 _Q2_STARTS = np.array([2.4, 1.4, -2.2, 3.2, 1.8, -2.8, 4.0, 2.8, 2.0, -1.8, 2.2, -3.4], np.float32)
@@ -92,7 +93,7 @@ def _decode_q2_0(data: ByteArray, out: FloatArray) -> None:
 
 @kernel
 def _encode_q2_0(rows: FloatArray, starts: FloatArray, refinements: int, out: ByteArray) -> None:
-    tile, padded = scratch(_Q2_BLOCK * LANES), scratch(_Q2_BLOCK * LANES)
+    tile, padded = scratch(_Q2_TILE), scratch(_Q2_TILE)
     scales, per_scale = scratch(LANES), scratch(LANES)
     blocks = rows.size // _Q2_BLOCK
     for first in range(0, blocks, LANES):

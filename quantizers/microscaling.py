@@ -28,7 +28,7 @@ import numpy as np
 from . import simd as v
 from .base import Codec
 from .block_search import load_tile
-from .kernel import block_codec, inlined, kernel, scratch
+from .kernel import block_codec, inlined, kernel, scratch, scratch_int
 from .simd import LANES
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = ["codec"]
 
 _MX_BLOCK, _MX_BYTES = 32, 17
 _NV_BLOCK, _NV_BYTES = 16, 36  # one scale's weights; the bytes of four such
+_MX_TILE, _NV_TILE = _MX_BLOCK * LANES, _NV_BLOCK * LANES
 _MX_HIGHEST = 252  # 6 at the next exponent is beyond float32
 _EXPONENT = 0x7F800000  # of a float32
 _ONE = 127 << 23  # bits of 1.0
@@ -117,8 +118,8 @@ def _decode_mxfp4(data: ByteArray, out: FloatArray) -> None:
 def _encode_mxfp4(
     rows: FloatArray, columns: int, importance: FloatArray, effort: int, objective: int, out: ByteArray
 ) -> None:
-    tile, padded = scratch(_MX_BLOCK * LANES), scratch(_MX_BLOCK * LANES)
-    exponents = np.empty(LANES, np.int32)
+    tile, padded = scratch(_MX_TILE), scratch(_MX_TILE)
+    exponents = scratch_int(LANES)
     blocks = rows.size // _MX_BLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
@@ -175,8 +176,8 @@ def _decode_nvfp4(data: ByteArray, out: FloatArray) -> None:
 def _encode_nvfp4(
     rows: FloatArray, columns: int, importance: FloatArray, effort: int, objective: int, out: ByteArray
 ) -> None:
-    tile, padded, per_scale = scratch(_NV_BLOCK * LANES), scratch(_NV_BLOCK * LANES), scratch(LANES)
-    codes = np.empty(LANES, np.int32)
+    tile, padded, per_scale = scratch(_NV_TILE), scratch(_NV_TILE), scratch(LANES)
+    codes = scratch_int(LANES)
     blocks = rows.size // _NV_BLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)

@@ -10,8 +10,8 @@ Only contraction (``a * b + c`` rounded once) is allowed to the compiler, so NaN
 do not rely on a product being rounded before it is added, unless it is exact.
 
 **Memory.** Kernels take one-dimensional C-contiguous arrays and element indices; nothing is bounds-checked. Between the steps of a
-search, sixteen sub-blocks live transposed in a scratch array (:func:`~.kernel.scratch`), ``scratch[place * 16 + lane]``:
-:func:`transpose` moves a 16 by 16 tile there.
+search, sixteen sub-blocks live transposed in a scratch array (:func:`scratch`), ``scratch[place * 16 + lane]``:
+:func:`transpose` moves a 16 by 16 tile there. Nothing is taken from the heap: ``np.empty`` does not compile.
 
 **A family module** (``q4_k.py`` is one) reads like the description of its format, in this order:
 
@@ -36,9 +36,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar, o
 
 import numpy as np
 
-from .simd_operations import OPERATIONS
-from .simd_types import LANES, operation
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LANES",
+    "OPERATIONS",
     "Floats",
     "Ints",
     "Mask",
@@ -87,6 +85,8 @@ __all__ = [
     "octet_sum",
     "round_even",
     "saturating_half",
+    "scratch",
+    "scratch_int",
     "select",
     "splat",
     "splat_int",
@@ -99,6 +99,10 @@ __all__ = [
     "to_int",
     "transpose",
 ]
+
+
+LANES = 16
+"""Lanes of every vector. Sixteen was fastest on AVX-512 and, as two or four independent chains, on AVX2 and SSE4 too."""
 
 
 class Mask(Protocol):
@@ -161,9 +165,13 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+OPERATIONS: dict[str, Callable[..., object]] = {}
+"""The named operations by name, for :mod:`.compiler`."""
+
+
 def _lowered(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Tie a declaration to its instructions, which ``simd_operations`` holds under its name."""
-    operation(function, *OPERATIONS[function.__name__])
+    """Declare an operation; ``simd_operations`` holds its instructions under its name, and is imported where a kernel is compiled."""
+    OPERATIONS[function.__name__] = function
     return function
 
 
@@ -172,6 +180,21 @@ def _only_in_kernels() -> NoReturn:
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------------------
+
+
+@_lowered
+def scratch(count: int) -> FloatArray:
+    """Return ``count`` uninitialised float32 on the stack, from a cache line on, so that no vector straddles two.
+
+    ``count`` is a constant of the module, not an expression. The memory goes when the function returns that asked for it.
+    """
+    _only_in_kernels()
+
+
+@_lowered
+def scratch_int(count: int) -> IntArray:
+    """Return ``count`` uninitialised int32, as :func:`scratch` does."""
+    _only_in_kernels()
 
 
 @_lowered

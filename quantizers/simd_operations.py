@@ -7,9 +7,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.np.arrayobj import populate_array
 
 from . import simd_types as lowering
-from .simd_types import FLOATS, INTS, LANES, LLVM, MASK, Vector
+from .simd import LANES
+from .simd_types import FLOATS, INTS, LLVM, MASK, Vector
 
 __all__ = ["OPERATIONS"]
 
@@ -91,6 +93,33 @@ def _emit_gather(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return lowering.call_llvm(
         builder, name, result, [pointers, lowering.I32(4), everywhere, ir.Constant(result, ir.Undefined)]
     )
+
+
+_CACHE_LINE, _ELEMENT_BYTES = 64, 4
+
+
+def _scratch_typer(element: Any) -> Callable[[Any], Any]:
+    def typer(count: Any) -> Any:
+        return types.Array(element, 1, "C")(count) if isinstance(count, types.IntegerLiteral) else None
+
+    return typer
+
+
+def _emit_scratch(element: Any) -> Callable[..., Any]:
+    """Emit memory in the first block of the function: LLVM makes room for it once, however often it is asked for."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = signature.args[0].literal_value
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(element, count))
+            memory.align = _CACHE_LINE
+        array = context.make_array(signature.return_type)(context, builder)
+        size, nbytes = (context.get_constant(types.intp, number) for number in (count, _ELEMENT_BYTES))
+        data = builder.bitcast(memory, element.as_pointer())
+        populate_array(array, data, [size], [nbytes], nbytes, None)
+        return array._getvalue()
+
+    return emit
 
 
 _LOW = [lane for pair in range(LANES // 2) for lane in (pair, LANES + pair)]
@@ -249,6 +278,8 @@ _NARROW = _simple(lambda b, value: lowering.float_to_half_value(b, value, _NATIV
 
 # name in simd: typing rule, instructions
 OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "scratch": (_scratch_typer(_FLOAT), _emit_scratch(lowering.F32)),
+    "scratch_int": (_scratch_typer(_INT), _emit_scratch(lowering.I32)),
     "load": (_array_typer([_FLOAT], FLOATS), _emit_load(LLVM["float"], 4, None)),
     "load_int": (_array_typer([_INT], INTS), _emit_load(LLVM["int"], 4, None)),
     "load_bytes": (_array_typer([_BYTE], INTS), _emit_load(_BYTES, 1, "zext", LLVM["int"])),

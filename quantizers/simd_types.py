@@ -21,10 +21,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
+from .simd import LANES
+
 __all__ = [
     "FLOATS",
     "INTS",
-    "LANES",
     "LLVM",
     "MASK",
     "Vector",
@@ -34,9 +35,6 @@ __all__ = [
     "operation",
     "splat_value",
 ]
-
-LANES = 16
-"""Lanes of every vector. Sixteen was fastest on AVX-512 and, as two or four independent chains, on AVX2 and SSE4 too."""
 
 CONTRACT = ("contract",)
 

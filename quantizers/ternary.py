@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["codec"]
 
 _BLOCK = 256
+_TILE = _BLOCK * LANES
 _TQ1_BYTES, _TQ2_BYTES = 54, 66
 _TQ1_SCALE, _TQ2_SCALE = 52, 64
 _TQ1_LAST = 48  # first of the bytes of four digits
@@ -126,7 +127,7 @@ def _pack_tq1_0(rows: FloatArray, start: int, per_scale: float, out: ByteArray, 
 def _encode(
     rows: FloatArray, five_digits: bool, size: int, starts: FloatArray, refinements: int, out: ByteArray
 ) -> None:
-    tile, padded = scratch(_BLOCK * LANES), scratch(_BLOCK * LANES)
+    tile, padded = scratch(_TILE), scratch(_TILE)
     scales, per_scale = scratch(LANES), scratch(LANES)
     blocks = rows.size // _BLOCK
     for first in range(0, blocks, LANES):

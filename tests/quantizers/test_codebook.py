@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from qconv_encodings import ENCODINGS
 
-from qconv.quantizers import codebook_points as cp
 from qconv.quantizers import codebook_tables as ct
 from qconv.quantizers import simd as v
 from qconv.quantizers.codebook import load_codebook
-from qconv.quantizers.kernel import kernel, scratch
+from qconv.quantizers.codebook_points import FLOAT_ROOM, INT_ROOM, PICKS, SHIFTS, measure_eight, measure_four
+from qconv.quantizers.kernel import kernel, scratch, scratch_int
 from qconv.quantizers.superblocks import W, X
 
 BOOKS = ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
@@ -40,13 +40,17 @@ def _measure_eight(
     tables: ct.PointTables,
     exact: bool,
     out: NDArray[np.int32],
-) -> float:
-    work, numbers = scratch(cp.FLOAT_ROOM), scratch(cp.INT_ROOM).view(np.int32)
-    work[cp.SHIFTS : cp.FLOAT_ROOM] = shift
-    work[X : X + x.size], work[W : W + w.size] = x, w
-    sums = cp.measure_eight(work, numbers, tables, v.splat(scale), LENGTH, exact)
-    out[:] = numbers[cp.PICKS : cp.PICKS + out.size]
-    return v.lane_sum(sums.rr)
+    error: NDArray[np.float32],
+) -> None:
+    work, numbers = scratch(FLOAT_ROOM), scratch_int(INT_ROOM)
+    for place in range(SHIFTS, FLOAT_ROOM):
+        work[place] = shift
+    for place in range(x.size):
+        work[X + place], work[W + place] = x[place], w[place]
+    sums = measure_eight(work, numbers, tables, v.splat(scale), LENGTH, exact)
+    for place in range(out.size):
+        out[place] = numbers[PICKS + place]
+    error[0] = v.lane_sum(sums.rr)
 
 
 @kernel
@@ -58,12 +62,15 @@ def _measure_four(
     tables: ct.PointTables,
     exact: bool,
     out: NDArray[np.int32],
-) -> float:
-    work, numbers = scratch(cp.FLOAT_ROOM), scratch(cp.INT_ROOM).view(np.int32)
-    work[X : X + x.size], work[W : W + w.size] = x, w
-    sums = cp.measure_four(work, numbers, tables, v.splat(scale), LENGTH, exact)
-    out[:] = numbers[cp.PICKS : cp.PICKS + out.size]
-    return v.lane_sum(sums.rr)
+    error: NDArray[np.float32],
+) -> None:
+    work, numbers = scratch(FLOAT_ROOM), scratch_int(INT_ROOM)
+    for place in range(x.size):
+        work[X + place], work[W + place] = x[place], w[place]
+    sums = measure_four(work, numbers, tables, v.splat(scale), LENGTH, exact)
+    for place in range(out.size):
+        out[place] = numbers[PICKS + place]
+    error[0] = v.lane_sum(sums.rr)
 
 
 def _groups(values: NDArray[np.float32], coordinates: int) -> NDArray[np.float32]:
@@ -84,16 +91,17 @@ def test_the_exact_search_finds_the_cheapest_point(name: str, wide: bool) -> Non
     coordinates = points.shape[1]
     out = np.empty(x.size // coordinates, np.int32)
     measure = _measure_four if coordinates == 4 else _measure_eight
-    error = measure(x, w, float(scale), shift, tables, True, out)
+    error, rough = np.empty(1, np.float32), np.empty(1, np.float32)
+    measure(x, w, float(scale), shift, tables, True, out, error)
     groups, weights = _groups(x, coordinates), _groups(w, coordinates)
     costs = ((groups[:, None] - scale * (points + np.float32(shift))) ** 2 * weights[:, None]).sum(2)
     found = costs[np.arange(len(costs)), out]
     # costs are compared in units of 2**-17 of the group's largest
     assert np.all(found <= costs.min(1) + 1e-4 * costs.max(1))
     assert found.sum() <= costs.min(1).sum() * 1.001
-    assert error == pytest.approx(found.sum(), rel=1e-5)
-    rough = measure(x, w, float(scale), shift, tables, False, out)
-    assert error < rough < 3 * error
+    assert error[0] == pytest.approx(found.sum(), rel=1e-5)
+    measure(x, w, float(scale), shift, tables, False, out, rough)
+    assert error[0] < rough[0] < 3 * error[0]
 
 
 @pytest.mark.parametrize("name", BOOKS)

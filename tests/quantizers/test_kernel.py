@@ -16,7 +16,7 @@ import pytest
 from qconv_encodings import ENCODINGS
 from weight_samples import weight_samples
 
-from qconv.quantizers import kernel
+from qconv.quantizers import compiler, kernel, machine_code
 
 # what another process prints of one encoding: its bytes, and what they decode to
 SCRIPT = """
@@ -38,10 +38,10 @@ def _decode_elsewhere(folder: Path, **environment: str) -> bytes:
 
 def test_the_folder_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert kernel.cache_folder.__wrapped__().parent == tmp_path
+    assert machine_code.cache_folder.__wrapped__().parent == tmp_path
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "own"))
-    assert kernel.cache_folder.__wrapped__().parent == tmp_path / "own"
+    assert machine_code.cache_folder.__wrapped__().parent == tmp_path / "own"
 
 
 def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(
@@ -51,10 +51,10 @@ def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    folder = kernel.cache_folder.__wrapped__()
+    folder = machine_code.cache_folder.__wrapped__()
     assert folder.parent == tmp_path / "temporary"
     assert folder.stat().st_mode & 0o077 == 0
-    assert kernel.cache_folder.__wrapped__() != folder  # nobody can prepare it for us
+    assert machine_code.cache_folder.__wrapped__() != folder  # nobody can prepare it for us
 
 
 def test_what_old_versions_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,36 +63,83 @@ def test_what_old_versions_left_is_deleted(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).mkdir()
         (tmp_path / name / "code").touch()
         os.utime(tmp_path / name / "code", (time.time() - age * 86400,) * 2)
-    own = kernel.cache_folder.__wrapped__()
+    own = machine_code.cache_folder.__wrapped__()
     assert {path.name for path in tmp_path.iterdir()} == {"kernels-recent", "other", own.name}
 
 
 def test_a_changed_source_gets_another_folder(tmp_path: Path) -> None:
-    seen = {kernel.fingerprint(tmp_path)}
+    seen = {machine_code.fingerprint(tmp_path)}
     for content in ("a = 1", "a = 2"):
         (tmp_path / "helper.py").write_text(content)
-        seen.add(kernel.fingerprint(tmp_path))
+        seen.add(machine_code.fingerprint(tmp_path))
     assert len(seen) == 3
-    assert kernel.fingerprint(tmp_path) in seen
+    assert machine_code.fingerprint(tmp_path) in seen
 
 
-def test_other_people_s_kernels_keep_their_cache() -> None:
-    before = numba.config.CACHE_DIR
+@kernel.kernel
+def _describe(
+    floats: np.ndarray, matrix: np.ndarray, numbers: tuple[int, float, bool], last: np.float32, out: np.ndarray
+) -> None:
+    out[0], out[1], out[2] = numbers[0], numbers[1], numbers[2]
+    out[3], out[4] = floats.size, floats[-1]
+    out[5], out[6], out[7] = matrix.shape[0], matrix.shape[1], matrix[1, 2]
+    out[8] = last
 
-    @kernel.kernel
-    def add(a: int, b: int) -> int:
-        return a + b
 
-    assert add(1, 2) == 3
-    assert before == numba.config.CACHE_DIR
+def test_arguments_of_every_kind_arrive() -> None:
+    out = np.empty(9, np.float64)
+    matrix = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    _describe(np.arange(5, dtype=np.float32), matrix, (-7, 0.25, True), np.float32(1.5), out)
+    assert out.tolist() == [-7, 0.25, 1, 5, 4, 3, 4, 6, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"), [((np.zeros((4, 4))[:, 1],), "C-contiguous"), (("text",), "str"), (([1],), "list")]
+)
+def test_other_arguments_are_refused(arguments: tuple[object, ...], problem: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=problem):
+        machine_code.types_of(arguments)
+
+
+def test_a_kernel_returns_nothing_and_takes_nothing_from_the_heap() -> None:
+    def gives(a: int) -> int:
+        return a
+
+    def takes(a: np.ndarray) -> None:
+        a[0] = np.empty(4, np.float32)[0]
+
+    with pytest.raises(TypeError, match="returns int64"):
+        compiler.compile_kernel(gives, ("q0",))  # type: ignore[arg-type]
+    with pytest.raises(numba.core.errors.NumbaError):
+        compiler.compile_kernel(takes, ("f1",))
+
+
+def test_damaged_machine_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_code, "cache_folder", lambda: tmp_path)
+    code = machine_code.MachineCode("name", b"code")
+    machine_code.keep(test_arguments_of_every_kind_arrive, (), code)
+    assert machine_code.fetch(test_arguments_of_every_kind_arrive, ()) == code
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert machine_code.fetch(test_arguments_of_every_kind_arrive, ()) is None
+    assert machine_code.fetch(test_arguments_of_every_kind_arrive, ("q0",)) is None
+
+
+def test_what_was_compiled_once_runs_without_numba(tmp_path: Path) -> None:
+    _decode_elsewhere(tmp_path)
+    forbid = "import sys; sys.modules['numba'] = None\n"
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", forbid + SCRIPT], env=variables, check=True, capture_output=True)
 
 
 def test_machine_code_is_kept_and_used_again(tmp_path: Path) -> None:
     first = _decode_elsewhere(tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.code")}
     assert kept
     assert _decode_elsewhere(tmp_path) == first
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")} == kept
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.code")} == kept
 
 
 def test_a_cpu_without_float16_instructions_decodes_alike(tmp_path: Path) -> None:
