@@ -225,8 +225,7 @@ def _hyper_parameters(model: Model, architecture: Architecture) -> dict[str, boo
             continue
         value = _metadata_value(model, architecture, parameter)
         if value is None:
-            default = parameter.default
-            value = default.evaluate(values) if isinstance(default, Expression) else default
+            value = parameter.usual(values)
         if value is not None:
             values[parameter.name] = value
     for parameter in architecture.hyper_parameters:

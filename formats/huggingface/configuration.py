@@ -54,22 +54,20 @@ def _value(
     if parameter.type == "presence":
         return not isinstance(found, _Absent)
     if not isinstance(found, _Absent):
-        return _typed(parameter, key, found, path)
+        return parameter.as_stored(_typed(parameter, key, found, path), values)
     if parameter.required:
         raise ModelError(
             f"lacks {parameter.config[0]}, which gives the model's {parameter.name}",
             path=path,
             remedy="Restore the original config.json.",
         )
-    if isinstance(parameter.default, Expression):
-        return parameter.default.evaluate(values)
-    if parameter.default is not None and any(key in config for key in parameter.config):
+    if not isinstance(parameter.default, Expression | None) and any(key in config for key in parameter.config):
         raise ModelError(
             f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
             path=path,
             remedy="Remove the key to use the usual value, or convert to a format that can leave it out.",
         )
-    return parameter.default
+    return parameter.usual(values)
 
 
 def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
