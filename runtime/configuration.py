@@ -146,6 +146,13 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     """
     known = built_in_architectures() if architectures is None else tuple(architectures)
     architecture = _choose(model, known)
+    facts = architecture.runtime
+    if isinstance(facts, str):
+        raise ModelError(
+            f"there is no forward pass for the architecture {architecture.name}: {facts}",
+            path=model.path,
+            remedy="Convert and quantize it as any other; measure it with a program that runs such models, llama.cpp for one.",
+        )
     values = _hyper_parameters(model, architecture)
 
     def size(name: str, default: int | None = None) -> int:
@@ -154,7 +161,6 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
             raise ModelError(f"the model's {name} is {value!r}, which must be a whole number above 0", path=model.path)
         return value
 
-    facts = architecture.runtime
     heads, hidden = size("heads"), size("hidden")
     kv_heads = size("kv_heads", heads)
     head_size = size("head_dim", hidden // heads)

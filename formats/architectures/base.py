@@ -280,7 +280,7 @@ class Architecture:
         tensors: the name map, in the order in which a block's tensors are written.
         dropped: tensors that are left out.
         tokenizer: hints for the tokenizer's conversion (``add_space_prefix``).
-        runtime: facts for a forward pass.
+        runtime: facts for a forward pass, or why there is none.
     """
 
     name: str
@@ -297,4 +297,4 @@ class Architecture:
     tensors: tuple[TensorMap, ...]
     dropped: tuple[Dropped, ...]
     tokenizer: Mapping[str, Scalar]
-    runtime: RuntimeFacts
+    runtime: RuntimeFacts | str

@@ -219,7 +219,9 @@ def _dropped(value: object, where: str, path: Path | None) -> Dropped:
     return found
 
 
-def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts:
+def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str:
+    if isinstance(value, str):
+        return value
     fields = Fields(value, f"{where}: runtime", path)
     facts = RuntimeFacts(
         norm=_choice(fields, "norm", ("rms", "layer")),
@@ -297,11 +299,11 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
         demand(architecture.rope.dimensions.names, "rope")
-    demand(architecture.runtime.attention_scale.names, "the attention scale")
-    if architecture.runtime.sliding_period:
-        demand(architecture.runtime.sliding_period.names, "the sliding period")
-    if isinstance(architecture.runtime.parallel, Condition):
-        demand(architecture.runtime.parallel.names, "'parallel'")
+    facts = architecture.runtime
+    if isinstance(facts, RuntimeFacts):
+        demand(facts.attention_scale.names, "the attention scale")
+        demand(facts.sliding_period.names if facts.sliding_period else frozenset(), "the sliding period")
+        demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"

@@ -133,9 +133,10 @@ def _violation(check: Check, value: Any, values: Values) -> str | None:
 def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
     """Refuse a pattern of sliding-window layers that the architecture's period does not give; raises ModelError."""
     types = config.get("layer_types")
-    if architecture.runtime.sliding_period is None or not isinstance(types, list):
+    facts = architecture.runtime
+    if isinstance(facts, str) or facts.sliding_period is None or not isinstance(types, list):
         return
-    period = architecture.runtime.sliding_period.evaluate(values)
+    period = facts.sliding_period.evaluate(values)
     layers = int(values["layers"])
     expected = ["sliding_attention" if layer % period else "full_attention" for layer in range(1, layers + 1)]
     if types != expected:

@@ -142,6 +142,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 6,
         "qk_rope_head_dim": 4,
     },
+    "bert": CONFIG | {"architectures": ["BertModel"], "model_type": "bert"},
+    "nomic-bert": CONFIG | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert"},
     "starcoder2": CONFIG | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"},
     "gpt-oss": CONFIG
     | {
