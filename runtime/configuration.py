@@ -210,6 +210,8 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     if len(fitting) > 1:
         marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
         fitting = marked or [item for item in fitting if item.mark is None]
+    if all(isinstance(item.runtime, str) for item in fitting):
+        fitting = fitting[:1]  # none of them runs, for reasons of their own
     if len(fitting) != 1:
         raise UnknownArchitectureError(
             f"the architecture {name!r} has no description that a forward pass could follow",

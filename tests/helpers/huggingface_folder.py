@@ -143,6 +143,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
     },
     "bert": CONFIG | {"architectures": ["BertModel"], "model_type": "bert"},
+    "roberta": CONFIG | {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "pad_token_id": 1},
+    "jina-bert-v2": CONFIG | {"architectures": ["JinaBertModel"], "model_type": "jina_bert", "position_embedding_type": "alibi"},
     "nomic-bert": CONFIG | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert"},
     "starcoder2": CONFIG | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"},
     "gpt-oss": CONFIG

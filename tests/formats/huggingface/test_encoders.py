@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from f32_gguf import write_f32
+from huggingface_folder import architecture_named, hf_shapes, random_weights, stored, write_folder
 from llamacpp_models import embeddings
 from llamacpp_vocabulary import LlamaVocabulary
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from tokenizer_folders import CORPUS, TEXTS
+from sentencepiece import sentencepiece_model_pb2
+from tokenizer_folders import CORPUS, TEXTS, train_sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import qconv
@@ -92,16 +94,18 @@ def assert_llama_cpp_agrees(folder: Path, model: Embedder, tokenizer: Tokenizer,
     return path
 
 
-def assert_there_and_back(folder: Path) -> None:
-    """Weights to the bit, the configuration and the tokenizer, with what the file keeps of its source."""
+def assert_there_and_back(folder: Path, same_tokenizer: bool = True) -> None:
+    """Weights to the bit, the configuration and the tokenizer, or its tokens, with what the file keeps of its source."""
     qconv.convert_model(folder, folder.with_suffix(".f32.gguf"), "f32")
     qconv.convert_model(folder.with_suffix(".f32.gguf"), folder.with_name("back"))
     one, other = (load_file(it / "model.safetensors") for it in (folder, folder.with_name("back")))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json") if same_tokenizer else ("config.json",):
         texts = [json.loads((it / name).read_text()) for it in (folder, folder.with_name("back"))]
         assert texts[0] == texts[1]
+    ours, theirs = (Tokenizer.from_file(str(it / "tokenizer.json")) for it in (folder, folder.with_name("back")))
+    assert [ours.encode(text).ids for text in TEXTS] == [theirs.encode(text).ids for text in TEXTS]
 
 
 CASES = (
@@ -157,6 +161,121 @@ def test_nomic_with_the_configuration_of_its_authors(tmp_path: Path, context: Op
     assert_there_and_back(tmp_path / "model")
     with open_huggingface(tmp_path / "model", context) as opened:
         assert opened.metadata["nomic-bert.context_length"].value == 2048
+
+
+@pytest.mark.parametrize("class_name", ["RobertaModel", "XLMRobertaModel"])
+def test_positions_after_padding(class_name: str, tmp_path: Path, context: OpenContext) -> None:
+    """Bytes for RoBERTa, unigrams for XLM-RoBERTa, each between its begin and end tokens; positions count from the one after padding's."""
+    tokenizer = byte_level() if class_name == "RobertaModel" else unigrams()
+    model = save(tmp_path / "model", class_name, tokenizer, pad_token_id=1, type_vocab_size=1)
+    assert_llama_cpp_agrees(tmp_path / "model", model, tokenizer, context)
+    # the table of normalizations is too long to be kept twice
+    assert_there_and_back(tmp_path / "model", same_tokenizer=class_name == "RobertaModel")
+    with open_huggingface(tmp_path / "model", context) as opened:
+        assert opened.metadata["bert.context_length"].value == SIZES["max_position_embeddings"] - 2
+        with pytest.raises(ModelError, match="predicts no next token"):
+            load_network(opened)
+
+
+def byte_level() -> Tokenizer:
+    """Train RoBERTa's kind of tokenizer."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    found.train_from_iterator(CORPUS, trainer)
+    found.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return found
+
+
+def unigrams() -> Tokenizer:
+    """Train XLM-RoBERTa's kind of tokenizer."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained = sentencepiece_model_pb2.ModelProto()
+    trained.ParseFromString(train_sentencepiece("unigram", normalization_rule_name="nmt_nfkc"))
+    found = Tokenizer(models.Unigram())
+    found.normalizer = normalizers.Precompiled(trained.normalizer_spec.precompiled_charsmap)
+    found.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    found.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    found.train_from_iterator([*CORPUS * 3, *TEXTS], trainer)
+    found.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return found
+
+
+class Jina:
+    """Jina's encoder as its publication has it (arXiv:2310.19923): BERT's, with ALiBi on both sides and gelu-gated feed-forwards."""
+
+    def __init__(self, folder: Path, heads: int) -> None:
+        self.tensors, self.heads = load_file(folder / "model.safetensors"), heads
+
+    def linear(self, name: str, values: Any) -> Any:
+        import torch
+
+        bias = self.tensors.get(f"{name}.bias")
+        weight = torch.from_numpy(self.tensors[f"{name}.weight"])
+        return torch.nn.functional.linear(values, weight, None if bias is None else torch.from_numpy(bias))
+
+    def norm(self, name: str, values: Any) -> Any:
+        import torch
+
+        weight, bias = (torch.from_numpy(self.tensors[f"{name}.{kind}"]) for kind in ("weight", "bias"))
+        return torch.nn.functional.layer_norm(values, weight.shape, weight, bias, 1e-12)
+
+    def __call__(self, tokens: Any) -> Any:
+        import torch
+
+        ids, position = tokens[0], torch.arange(tokens.shape[1])
+        slopes = torch.tensor([2 ** (-8 * (head + 1) / self.heads) for head in range(self.heads)])
+        distance = -(position[:, None] - position).abs()[None] * slopes[:, None, None]
+        embeddings_ = {
+            name: torch.from_numpy(self.tensors[f"embeddings.{name}.weight"])
+            for name in ("word_embeddings", "token_type_embeddings")
+        }
+        stream = self.norm(
+            "embeddings.LayerNorm", embeddings_["word_embeddings"][ids] + embeddings_["token_type_embeddings"][0]
+        )
+        for layer in range(SIZES["num_hidden_layers"]):
+            prefix = f"encoder.layer.{layer}."
+            query, key, value = (
+                self.linear(f"{prefix}attention.self.{kind}", stream).reshape(len(ids), self.heads, -1).transpose(0, 1)
+                for kind in ("query", "key", "value")
+            )
+            weights = torch.softmax(query @ key.transpose(1, 2) / query.shape[2] ** 0.5 + distance, -1)
+            mixed = (weights @ value).transpose(0, 1).reshape(len(ids), -1)
+            stream = self.norm(
+                f"{prefix}attention.output.LayerNorm", stream + self.linear(f"{prefix}attention.output.dense", mixed)
+            )
+            gate, up = self.linear(f"{prefix}mlp.gated_layers", stream).chunk(2, -1)
+            gated = torch.nn.functional.gelu(gate) * up
+            stream = self.norm(f"{prefix}mlp.layernorm", stream + self.linear(f"{prefix}mlp.wo", gated))
+        return type("Output", (), {"last_hidden_state": stream[None]})
+
+
+def test_jina(tmp_path: Path, context: OpenContext) -> None:
+    tokenizer, folder = word_pieces(), tmp_path / "model"
+    config = SIZES | {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "architectures": ["JinaBertForMaskedLM"],
+        "model_type": "jina_bert",
+    }
+    config |= {
+        "position_embedding_type": "alibi",
+        "feed_forward_type": "geglu",
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+    }
+    shapes = hf_shapes(architecture_named("jina-bert-v2"), config)
+    weights = random_weights(shapes, seed=3)
+    small = {name: array * np.float32(0.15 if array.ndim > 1 else 0.5) for name, array in weights.items()}
+    write_folder(folder, config, stored(small, "F32"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert_llama_cpp_agrees(folder, Jina(folder, SIZES["num_attention_heads"]), tokenizer, context)
+    assert_there_and_back(folder)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
