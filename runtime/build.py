@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..formats.architectures import TRANSFORMS
+from .configuration import Latent
 from .layers import Attention, Block, Dense, Experts, LatentAttention, Norm
 from .place import Place
 from .weights import Linear, Matrix
@@ -66,6 +68,7 @@ def _latent_attention(place: Place, prefix: str) -> LatentAttention:
         query_columns, query_name = place.model.tensors[f"{prefix}attn_q_a.weight"].shape[0], "attn_q_b"
         query_down = place.linear(prefix + "attn_q_a", query_columns, hidden)
         query_norm = place.norm(prefix + "attn_q_a_norm", query_columns)
+    whole, keys, values = _latent_parts(place, prefix, latent, plain)
     return LatentAttention(
         norm=place.first_norm(configuration.facts.attention_norm, prefix, hidden),
         query_down=query_down,
@@ -73,11 +76,29 @@ def _latent_attention(place: Place, prefix: str) -> LatentAttention:
         query=place.linear(prefix + query_name, heads * latent.key_size, query_columns),
         down=place.linear(prefix + "attn_kv_a_mqa", latent.rank + rope.dimensions, hidden),
         latent_norm=place.norm(prefix + "attn_kv_a_norm", latent.rank),
-        keys=place.stack(prefix + "attn_k_b", (heads, latent.rank, plain)),
-        values=place.stack(prefix + "attn_v_b", (heads, latent.value_size, latent.rank)),
+        keys=keys,
+        values=values,
         output=place.linear(prefix + "attn_output", hidden, heads * latent.value_size),
         after=_after_attention(place, prefix),
+        whole=whole,
     )
+
+
+def _latent_parts(
+    place: Place, prefix: str, latent: Latent, plain: int
+) -> tuple[Matrix | None, tuple[Linear, ...], tuple[Linear, ...]]:
+    """Return what makes keys and values of a latent: the matrix of both, where the file has it, and each head's (rank, plain) and (value size, rank)."""
+    heads, name = place.configuration.heads, prefix + "attn_kv_b.weight"
+    if name not in place.model.tensors:
+        keys = place.stack(prefix + "attn_k_b", (heads, latent.rank, plain))
+        return None, keys, place.stack(prefix + "attn_v_b", (heads, latent.value_size, latent.rank))
+    whole = place.tensor(name, (heads * (plain + latent.value_size), latent.rank))
+    sizes = {"heads": heads, "key": plain, "value": latent.value_size}
+    parts = [
+        tuple(Linear(Matrix(part, head * part.shape[1], part.shape[1])) for head in range(heads))
+        for part in TRANSFORMS["split_latent"].forward([whole], sizes)
+    ]
+    return Matrix(whole, 0, whole.shape[0]), parts[0], parts[1]
 
 
 def _dense(place: Place, prefix: str) -> Dense:

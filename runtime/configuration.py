@@ -146,6 +146,13 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     """
     known = built_in_architectures() if architectures is None else tuple(architectures)
     architecture = _choose(model, known)
+    facts = architecture.runtime
+    if isinstance(facts, str):
+        raise ModelError(
+            f"there is no forward pass for the architecture {architecture.name}: {facts}",
+            path=model.path,
+            remedy="Convert and quantize it as any other; measure it with a program that runs such models, llama.cpp for one.",
+        )
     values = _hyper_parameters(model, architecture)
 
     def size(name: str, default: int | None = None) -> int:
@@ -154,7 +161,6 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
             raise ModelError(f"the model's {name} is {value!r}, which must be a whole number above 0", path=model.path)
         return value
 
-    facts = architecture.runtime
     heads, hidden = size("heads"), size("hidden")
     kv_heads = size("kv_heads", heads)
     head_size = size("head_dim", hidden // heads)
@@ -204,6 +210,8 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     if len(fitting) > 1:
         marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
         fitting = marked or [item for item in fitting if item.mark is None]
+    if all(isinstance(item.runtime, str) for item in fitting):
+        fitting = fitting[:1]  # none of them runs, for reasons of their own
     if len(fitting) != 1:
         raise UnknownArchitectureError(
             f"the architecture {name!r} has no description that a forward pass could follow",
@@ -225,8 +233,7 @@ def _hyper_parameters(model: Model, architecture: Architecture) -> dict[str, boo
             continue
         value = _metadata_value(model, architecture, parameter)
         if value is None:
-            default = parameter.default
-            value = default.evaluate(values) if isinstance(default, Expression) else default
+            value = parameter.usual(values)
         if value is not None:
             values[parameter.name] = value
     for parameter in architecture.hyper_parameters:

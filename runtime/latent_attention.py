@@ -82,6 +82,11 @@ def _known(
         norm(down[rows, : latent.rank], keys[0, rows, rotated:])
         own = keys[:, rows], keys[:, rows, rotated:]
         found.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
+    if layer.whole is not None:
+        latents = keys[0, :, rotated:]
+        run.hooks.collect([layer.whole], latents)
+        if run.hooks.trace is not None:
+            run.hooks.report(layer.whole.name, product(run.workers, latents, Linear(layer.whole)))
     return found
 
 
@@ -98,7 +103,7 @@ def _gather(
     """Fill ``out`` (rows, some heads, value size) with the attention of ``queries`` (rows, as many heads, key size)."""
     count, rotated = queries.shape[1], settings.dimensions
     plain = latent.key_size - rotated
-    projected = _each_head(run, layer.keys[heads], heads, [queries[:, head, :plain] for head in range(count)])
+    projected = _each_head(run, layer, layer.keys[heads], heads, [queries[:, head, :plain] for head in range(count)])
     seen_latents = [np.empty((len(queries), latent.rank), np.float32) for _ in range(count)]
 
     def gather(task: tuple[int, slice, int]) -> None:
@@ -120,12 +125,15 @@ def _gather(
         )
 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(count)])
-    for head, result in enumerate(_each_head(run, layer.values[heads], heads, seen_latents)):
+    for head, result in enumerate(_each_head(run, layer, layer.values[heads], heads, seen_latents)):
         out[:, head] = result
 
 
-def _each_head(run: Run, projections: Sequence[Linear], heads: slice, inputs: Sequence[Floats]) -> list[Floats]:
-    """Return the projection of each head's input."""
+def _each_head(
+    run: Run, layer: LatentAttention, projections: Sequence[Linear], heads: slice, inputs: Sequence[Floats]
+) -> list[Floats]:
+    """Return the projection of each head's input. Parts of one matrix are no matrices by themselves, of which a collector could know."""
     for number, (linear, values) in enumerate(zip(projections, inputs, strict=True), heads.start):
-        run.hooks.collect([linear.matrix], values, expert=number)
+        if layer.whole is None:
+            run.hooks.collect([linear.matrix], values, expert=number)
     return products(run.workers, list(zip(inputs, projections, strict=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .weights import Linear, Vector
+from .weights import Linear, Matrix, Vector
 
 __all__ = ["Attention", "Block", "Dense", "Experts", "HeadNorm", "LatentAttention", "Norm"]
 
@@ -67,6 +67,7 @@ class LatentAttention:
         values: for each head (value size, rank).
         output: (hidden, heads * value size).
         after: of the result.
+        whole: the matrix of which keys and values are parts, where the file has them in one.
     """
 
     norm: Norm | None
@@ -79,6 +80,7 @@ class LatentAttention:
     values: tuple[Linear, ...]
     output: Linear
     after: Norm | None = None
+    whole: Matrix | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,10 +96,12 @@ def _attention_inputs(layer: Attention | LatentAttention) -> tuple[StageInput, .
     heads = len(layer.keys)
     query = (layer.query,) if layer.query_down is None else (layer.query_down,)
     later = () if layer.query_down is None else (_shared_input(layer.query),)
-    per_head = [
-        StageInput(tensor_names([it[0].matrix]), it[0].matrix.columns, heads) for it in (layer.keys, layer.values)
-    ]
-    return (_shared_input(*query, layer.down), *later, *per_head, output)
+    if layer.whole is not None:
+        latent = [StageInput((layer.whole.name,), layer.whole.columns)]
+    else:
+        parts = (layer.keys[0].matrix, layer.values[0].matrix)
+        latent = [StageInput(tensor_names([it]), it.columns, heads) for it in parts]
+    return (_shared_input(*query, layer.down), *later, *latent, output)
 
 
 def _shared_input(*linears: Linear) -> StageInput:

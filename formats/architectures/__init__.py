@@ -12,6 +12,7 @@ from .base import (
     Measured,
     Rope,
     RuntimeFacts,
+    Stored,
     TensorMap,
 )
 from .expressions import Condition, Expression, parse_condition, parse_expression
@@ -33,6 +34,7 @@ __all__ = [
     "NameMap",
     "Rope",
     "RuntimeFacts",
+    "Stored",
     "TensorMap",
     "Transform",
     "built_in_architectures",

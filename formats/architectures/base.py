@@ -7,6 +7,7 @@ must know. ``docs/architectures.md`` documents the JSON.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,8 +25,34 @@ __all__ = [
     "Measured",
     "Rope",
     "RuntimeFacts",
+    "Stored",
     "TensorMap",
 ]
+
+_DIGITS = 7  # that a float32 holds
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How GGUF's number is made of the configuration's: ``over_root_of``, divided by the root of ``expression``, or ``quotient_of``, the divisor of it."""
+
+    rule: Literal["over_root_of", "quotient_of"]
+    expression: Expression
+
+    def forward(self, value: float, values: Mapping[str, object]) -> float:
+        """Return GGUF's number for the configuration's ``value``; ``values`` are the hyper-parameters. A quotient of 0 is 0."""
+        other = self.expression.evaluate(values)
+        if self.rule == "quotient_of":
+            return other / value if value else 0.0
+        return value / math.sqrt(other) if other > 0 else 0.0
+
+    def inverse(self, value: float, values: Mapping[str, object]) -> int | float:
+        """Return the configuration's number for GGUF's, to as many digits as GGUF's has; a quotient is whole where it can be."""
+        other = self.expression.evaluate(values)
+        if self.rule == "over_root_of":
+            return float(f"{value * math.sqrt(max(0, other)):.{_DIGITS}g}")
+        found = float(f"{other / value if value else 0.0:.{_DIGITS}g}")
+        return int(found) if found.is_integer() else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +77,7 @@ class HyperParameter:
         measured: the tensor that overrules the configuration, if any.
         recovered: for what GGUF has no key for: how its value follows from those that GGUF has, on the way back.
         minimum: the least that a ``uint32`` may be.
+        stored: how GGUF's number is made of the configuration's, where they differ.
     """
 
     name: str
@@ -61,6 +89,20 @@ class HyperParameter:
     measured: Measured | None = None
     recovered: Expression | Condition | None = None
     minimum: int = 1
+    stored: Stored | None = None
+
+    def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
+        """Return what GGUF has where the configuration is silent, given the hyper-parameters before this one; None for nothing."""
+        value = self.default.evaluate(values) if isinstance(self.default, Expression) else self.default
+        return self.as_stored(value, values)
+
+    def as_stored(self, value: bool | float | None, values: Mapping[str, object]) -> bool | int | float | None:
+        """Return GGUF's number for the configuration's."""
+        return value if value is None or self.stored is None else self.stored.forward(value, values)
+
+    def as_configured(self, value: bool | float | None, values: Mapping[str, object]) -> bool | int | float | None:
+        """Return the configuration's number for GGUF's."""
+        return value if value is None or self.stored is None else self.stored.inverse(value, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +280,7 @@ class Architecture:
         tensors: the name map, in the order in which a block's tensors are written.
         dropped: tensors that are left out.
         tokenizer: hints for the tokenizer's conversion (``add_space_prefix``).
-        runtime: facts for a forward pass.
+        runtime: facts for a forward pass, or why there is none.
     """
 
     name: str
@@ -255,4 +297,4 @@ class Architecture:
     tensors: tuple[TensorMap, ...]
     dropped: tuple[Dropped, ...]
     tokenizer: Mapping[str, Scalar]
-    runtime: RuntimeFacts
+    runtime: RuntimeFacts | str

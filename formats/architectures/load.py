@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ...errors import PluginError
-from .base import Architecture, Check, Dropped, HyperParameter, Mark, Measured, Rope, RuntimeFacts, TensorMap
+from .base import Architecture, Check, Dropped, HyperParameter, Mark, Measured, Rope, RuntimeFacts, Stored, TensorMap
 from .expressions import Condition, Expression, parse_condition, parse_expression
 from .fields import Fields
 from .transforms import TRANSFORMS
@@ -113,6 +113,9 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         measured=measured,
         recovered=_recovered(fields, kind),
         minimum=int(fields.number("minimum")) if "minimum" in fields else 1,
+        stored=_stored(fields.take("stored"), f"{where}: hyper-parameter {name!r}", path)
+        if "stored" in fields
+        else None,
     )
     fields.finish()
     if required and not found.config:
@@ -124,6 +127,14 @@ def _recovered(fields: Fields, kind: str) -> Expression | Condition | None:
     if "recovered" not in fields:
         return None
     return _expression(fields, "recovered") if kind == "uint32" else parse_condition(fields.text("recovered"))
+
+
+def _stored(value: object, where: str, path: Path | None) -> Stored:
+    fields = Fields(value, f"{where}: stored", path)
+    rule = "over_root_of" if "over_root_of" in fields else "quotient_of"
+    found = Stored(cast("Literal['over_root_of', 'quotient_of']", rule), _expression(fields, rule))
+    fields.finish()
+    return found
 
 
 def _check(value: object, where: str, path: Path | None) -> Check:
@@ -208,7 +219,9 @@ def _dropped(value: object, where: str, path: Path | None) -> Dropped:
     return found
 
 
-def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts:
+def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str:
+    if isinstance(value, str):
+        return value
     fields = Fields(value, f"{where}: runtime", path)
     facts = RuntimeFacts(
         norm=_choice(fields, "norm", ("rms", "layer")),
@@ -275,6 +288,8 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     for parameter in architecture.hyper_parameters:
         if isinstance(parameter.default, Expression):
             demand(parameter.default.names, f"the default of {parameter.name!r}")
+        if parameter.stored is not None:
+            demand(parameter.stored.expression.names, f"'stored' of {parameter.name!r}")
         defined.add(parameter.name)
     for parameter in architecture.hyper_parameters:
         if parameter.recovered is not None:
@@ -284,11 +299,11 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
         demand(architecture.rope.dimensions.names, "rope")
-    demand(architecture.runtime.attention_scale.names, "the attention scale")
-    if architecture.runtime.sliding_period:
-        demand(architecture.runtime.sliding_period.names, "the sliding period")
-    if isinstance(architecture.runtime.parallel, Condition):
-        demand(architecture.runtime.parallel.names, "'parallel'")
+    facts = architecture.runtime
+    if isinstance(facts, RuntimeFacts):
+        demand(facts.attention_scale.names, "the attention scale")
+        demand(facts.sliding_period.names if facts.sliding_period else frozenset(), "the sliding period")
+        demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 __all__ = [
+    "Skipped",
     "cut",
     "gather_groups",
     "interleave",
@@ -26,9 +27,12 @@ __all__ = [
     "permute_rotary",
     "scatter_groups",
     "separate",
+    "skip",
     "squeeze",
     "stack",
+    "under",
     "unpermute_rotary",
+    "unskip",
     "unsqueeze",
     "unstack",
 ]
@@ -136,6 +140,43 @@ def join(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tenso
         return lower, matrix * (total - height) + first - height, total - first
 
     return (replace(upper, shape=(*outer, total, width), read=span_reader(upper, span)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Reads the rows of ``source`` from row ``first`` on."""
+
+    source: Tensor
+    first: int
+
+    def __call__(self, start: int, stop: int) -> Bytes:
+        """Return rows in the source's encoding."""
+        return self.source.read(self.first + start, self.first + stop)
+
+
+def skip(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return a matrix without its first rows."""
+    first = arguments["first"]
+    if len(tensor.shape) != 2 or not 0 < first < tensor.shape[0]:
+        raise ModelError(f"shape {tensor.shape} has no {first} rows to leave out", tensor=tensor.name)
+    return replace(tensor, shape=(tensor.shape[0] - first, tensor.shape[1]), read=Skipped(tensor, first))
+
+
+def unskip(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the inverse of :func:`skip`: the rows that it left out where they are at hand, else zeros."""
+    if isinstance(tensor.read, Skipped) and tensor.read.first == arguments["first"]:
+        return replace(tensor.read.source, name=tensor.name)
+    return under(np.zeros((arguments["first"], tensor.columns), np.float32), tensor)
+
+
+def under(rows: NDArray[np.float32], tensor: Tensor) -> Tensor:
+    """Return a matrix under float32 ``rows`` (n, columns), which take its encoding."""
+    upper, count = tensor.encoding.encode(np.ascontiguousarray(rows)), len(rows)
+
+    def read(start: int, stop: int) -> Bytes:
+        return np.concatenate([upper[start:stop], tensor.read(max(0, start - count), max(0, stop - count))])
+
+    return replace(tensor, shape=(count + tensor.shape[0], tensor.shape[1]), read=read)
 
 
 def squeeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:

@@ -16,6 +16,7 @@ name                             Hugging Face → GGUF                          
 ``split_rows``                   one tensor cut along the axis before the last: ``first``      first             joined
                                  rows, then the rest, in each matrix of a stack
 ``fuse_rows``                    two tensors joined along that axis: ``first`` rows, then more first             cut
+``skip_rows``                    a matrix without its ``first`` rows                            first             zeros, or the rows
 ``separate_rows``                rows with even numbers, and those with odd ones, in each      —                 one by one
                                  matrix of a stack
 ``separate_columns``             the same of the elements of rows                              —                 one by one
@@ -47,9 +48,11 @@ from .rows import (
     permute_rotary,
     scatter_groups,
     separate,
+    skip,
     squeeze,
     stack,
     unpermute_rotary,
+    unskip,
     unsqueeze,
     unstack,
 )
@@ -90,6 +93,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "squeeze": Transform(each(squeeze), each(unsqueeze)),
         "split_rows": Transform(cut, join, ("first",)),
         "fuse_rows": Transform(join, cut, ("first",)),
+        "skip_rows": Transform(each(skip), each(unskip), ("first",)),
         "separate_rows": Transform(separate, interleave),
         "separate_columns": Transform(separate_columns, interleave_columns),
         "transpose_and_separate_rows": Transform(

@@ -26,10 +26,10 @@ def detect_gguf(path: Path) -> bool:
 
 
 def prepare_for_gguf(model: Model, context: OpenContext) -> Model:
-    """Add what :func:`prepare.keep_rounded_norms` keeps, importing numerics only now; nothing depends on the context."""
-    from .prepare import keep_rounded_norms
+    """Add what :func:`prepare.keep_originals` keeps, importing numerics only now; nothing depends on the context."""
+    from .prepare import keep_originals
 
-    return keep_rounded_norms(model)
+    return keep_originals(model)
 
 
 FORMAT = Format(

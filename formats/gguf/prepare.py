@@ -1,4 +1,4 @@
-"""What a GGUF file keeps beside shifted norms, so that they can be shifted back to the bit."""
+"""What a GGUF file keeps of its source so that the way back is exact: norms that lost bits when they were shifted, and rows that were left out."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from types import MappingProxyType
 import numpy as np
 
 from ..architectures.matrices import Shifted
+from ..architectures.rows import Skipped
 from ..base import Model
-from ..metadata import ValueType, numbers, strings
-from ..rounded import EXACT_NAMES, EXACT_VALUES
+from ..metadata import Field, ValueType, numbers, strings
+from ..rounded import EXACT_NAMES, EXACT_VALUES, SKIPPED_NAMES, SKIPPED_VALUES
 
-__all__ = ["keep_rounded_norms"]
+__all__ = ["keep_originals"]
 
 _PLAIN = ("F32", "F16", "BF16")
+_ROWS_MAX = 4  # that are worth their place in the metadata
 
 
-def keep_rounded_norms(model: Model) -> Model:
-    """Return ``model`` with the original values, as metadata, of the norms that lose bits where 1 is added to them.
+def keep_originals(model: Model) -> Model:
+    """Return ``model`` with the original values, as metadata, of norms that lose bits where 1 is added to them, and of rows left out.
 
-    Those are all of a float32 checkpoint, and of a 16-bit one those with a weight below 2^-16. Reads the norms.
+    Such norms are all of a float32 checkpoint, and of a 16-bit one those with a weight below 2^-16. Reads the norms and the rows.
     """
+    kept = _rounded_norms(model) | _skipped_rows(model)
+    return replace(model, metadata=MappingProxyType({**model.metadata, **kept})) if kept else model
+
+
+def _rounded_norms(model: Model) -> dict[str, Field]:
     names: list[str] = []
     values: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
     for tensor in model.tensors.values():
@@ -36,6 +43,14 @@ def keep_rounded_norms(model: Model) -> Model:
             names.append(tensor.name)
             values.append(source.rows(0, 1)[0])
     if not names:
-        return model
-    kept = {EXACT_NAMES: strings(names), EXACT_VALUES: numbers(np.concatenate(values), ValueType.FLOAT32)}
-    return replace(model, metadata=MappingProxyType({**model.metadata, **kept}))
+        return {}
+    return {EXACT_NAMES: strings(names), EXACT_VALUES: numbers(np.concatenate(values), ValueType.FLOAT32)}
+
+
+def _skipped_rows(model: Model) -> dict[str, Field]:
+    skipped = {name: it.read for name, it in model.tensors.items() if isinstance(it.read, Skipped)}
+    counts = {it.first for it in skipped.values()}
+    if len(counts) != 1 or max(counts) > _ROWS_MAX:
+        return {}
+    values = np.concatenate([it.source.rows(0, it.first).reshape(-1) for it in skipped.values()])
+    return {SKIPPED_NAMES: strings(list(skipped)), SKIPPED_VALUES: numbers(values, ValueType.FLOAT32)}

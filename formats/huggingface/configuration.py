@@ -54,22 +54,20 @@ def _value(
     if parameter.type == "presence":
         return not isinstance(found, _Absent)
     if not isinstance(found, _Absent):
-        return _typed(parameter, key, found, path)
+        return parameter.as_stored(_typed(parameter, key, found, path), values)
     if parameter.required:
         raise ModelError(
             f"lacks {parameter.config[0]}, which gives the model's {parameter.name}",
             path=path,
             remedy="Restore the original config.json.",
         )
-    if isinstance(parameter.default, Expression):
-        return parameter.default.evaluate(values)
-    if parameter.default is not None and any(key in config for key in parameter.config):
+    if not isinstance(parameter.default, Expression | None) and any(key in config for key in parameter.config):
         raise ModelError(
             f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
             path=path,
             remedy="Remove the key to use the usual value, or convert to a format that can leave it out.",
         )
-    return parameter.default
+    return parameter.usual(values)
 
 
 def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
@@ -135,9 +133,10 @@ def _violation(check: Check, value: Any, values: Values) -> str | None:
 def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
     """Refuse a pattern of sliding-window layers that the architecture's period does not give; raises ModelError."""
     types = config.get("layer_types")
-    if architecture.runtime.sliding_period is None or not isinstance(types, list):
+    facts = architecture.runtime
+    if isinstance(facts, str) or facts.sliding_period is None or not isinstance(types, list):
         return
-    period = architecture.runtime.sliding_period.evaluate(values)
+    period = facts.sliding_period.evaluate(values)
     layers = int(values["layers"])
     expected = ["sliding_attention" if layer % period else "full_attention" for layer in range(1, layers + 1)]
     if types != expected:

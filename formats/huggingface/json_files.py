@@ -9,13 +9,21 @@ from typing import Any
 
 from ...errors import FormatError, MissingFileError
 
-__all__ = ["finite_number", "read_json_object"]
+__all__ = ["finite_number", "read_json", "read_json_object"]
 
 JSON_MAX = 256 << 20  # bytes; the largest tokenizer.json known has some 40 million
 
 
 def read_json_object(path: Path, purpose: str) -> dict[str, Any]:
-    """Return the object in a JSON file; raises MissingFileError or FormatError, with ``purpose`` in the message.
+    """Return the object in a JSON file; raises as :func:`read_json`, and FormatError for another value."""
+    value = read_json(path, purpose)
+    if not isinstance(value, dict):
+        raise FormatError(f"must hold a JSON object with {purpose}", path=path, remedy="Download it again.")
+    return value
+
+
+def read_json(path: Path, purpose: str) -> Any:
+    """Return the value in a JSON file; raises MissingFileError or FormatError, with ``purpose`` in the message.
 
     ``purpose`` completes "the file holds ...".
     """
@@ -37,14 +45,11 @@ def read_json_object(path: Path, purpose: str) -> dict[str, Any]:
             "this is a Git LFS pointer, not the file", path=path, remedy="Run 'git lfs pull' in the folder."
         )
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"is no valid JSON ({error})", path=path, remedy="Download it again, or mend it by hand."
         ) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"must hold a JSON object with {purpose}", path=path, remedy="Download it again.")
-    return value
 
 
 def finite_number(value: object) -> float | None:

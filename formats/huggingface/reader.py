@@ -25,6 +25,7 @@ from .identity import general_metadata, model_name, read_model_card, size_label
 from .json_files import read_json_object
 from .matching import choose_architecture, is_headless
 from .out.record import describe_weights, record_source
+from .pooling import read_pooling
 from .quantized import Weights, unpack_weights, with_quantization, without_padding, without_spares
 from .rope import RopeResult, read_rope
 from .shapes import check_shapes
@@ -132,9 +133,9 @@ def _model(
     card, card_notes = read_model_card(folder)
     experts = values.get("experts")
     label = size_label(tensors.values(), int(experts) if experts else None)
-    tokenizer = read_tokenizer(
-        folder, config, context, vocab_rows=int(values["vocabulary"]), hints=architecture.tokenizer
-    )
+    hints = {**architecture.tokenizer, **{name: values[name] for name in ("token_types",) if name in values}}
+    tokenizer = read_tokenizer(folder, config, context, vocab_rows=int(values["vocabulary"]), hints=hints)
+    pooling, pooling_notes = read_pooling(folder, architecture.gguf)
     side_files = _side_files(folder)
     return Model(
         path=path,
@@ -144,6 +145,7 @@ def _model(
                 **general_metadata(architecture.gguf, model_name(folder, config, card), label, card, generation),
                 **hyper_parameter_metadata(architecture, values),
                 **described.rope.metadata,
+                **pooling,
                 **tokenizer.metadata,
                 **record_source(folder, config, tokenizer, _weights(described, checkpoint, config)),
             }
@@ -151,7 +153,14 @@ def _model(
         tensors=MappingProxyType(tensors),
         files=tuple(dict.fromkeys((folder / _CONFIG, *checkpoint.files, *side_files.values()))),
         side_files=MappingProxyType(side_files),
-        notes=(*checkpoint.notes, *described.weights.notes, *described.notes, *card_notes, *tokenizer.notes),
+        notes=(
+            *checkpoint.notes,
+            *described.weights.notes,
+            *described.notes,
+            *card_notes,
+            *pooling_notes,
+            *tokenizer.notes,
+        ),
         close=checkpoint.close,
         container=described.weights.container,
     )

@@ -5,7 +5,7 @@ of layer. A kind of scaling that the architecture's runtime does not honour is a
 
 Formulas: transformers' ``modeling_rope_utils`` documents the kinds; llama.cpp multiplies attention by ``1 + 0.1 ln(factor)`` for yarn by itself, so
 that ``rope.scaling.attn_factor`` holds only what the configuration asks for beyond that. It also knows yarn's usual betas only; others become a
-table of divisors, ``rope_freqs.weight``, as llama3's scaling does, where the family's graph reads one. No ``rope.scaling.type`` stands beside a table.
+table of divisors, ``rope_freqs.weight``, as llama3's scaling does, where the family's graph reads one. No ``rope.scaling.type`` stands beside that table.
 """
 
 from __future__ import annotations
@@ -303,6 +303,7 @@ def _longrope(source: _Source) -> RopeResult:
         attention = source.number("attention_factor")
     return RopeResult(
         {
+            "rope.scaling.type": string("longrope"),
             "rope.scaling.original_context_length": uint32(original),
             "rope.scaling.attn_factor": float32(attention),
         },

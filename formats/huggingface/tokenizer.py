@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face folder as GGUF metadata.
 
 The vocabulary comes from the first of these that is there: ``tokenizer.model`` (sentencepiece), ``tokenizer.json``, ``vocab.json`` with
-``merges.txt``. Added tokens, special ids and chat templates are merged from all files. Neither transformers nor a tokenizer library
+``merges.txt``, ``vocab.txt`` (word pieces). Added tokens, special ids and chat templates are merged from all files. Neither transformers nor a tokenizer library
 is imported, and no code of the model is run.
 """
 
@@ -24,6 +24,7 @@ from .tokenizer_sentencepiece import sentencepiece_vocabulary
 from .tokenizer_special import added_tokens, special_token_key, special_tokens
 from .tokenizer_template import read_chat_templates
 from .tokenizer_vocabulary import TokenType, Vocabulary, add_tokens, check_tokens, fit_rows, set_types
+from .tokenizer_wordpiece import read_vocab_txt
 
 __all__ = ["TokenizerResult", "read_tokenizer"]
 
@@ -64,7 +65,7 @@ def read_tokenizer(
         context: ``context.pre_tokenizer`` names the pre-tokenizer where the structure does not tell.
         vocab_rows: rows of the embedding matrix, which the token list is padded or trimmed to.
         hints: what the architecture prescribes where the files are silent: ``add_bos_token``, ``add_eos_token``,
-            ``add_space_prefix``.
+            ``add_space_prefix``; and ``token_types``, the number of kinds of text that an embedding tells apart.
         vocabulary: the vocabulary, where the caller has read it from a file that is not Hugging Face's.
 
     Raises TokenizerError where there is no tokenizer, or none that GGUF can hold; FormatError where a file is malformed.
@@ -98,8 +99,11 @@ def read_tokenizer(
         notes.append(f"tokenizer.model is no sentencepiece model; {vocabulary.source.name} is used")
     ends = {ids[role] for role in ("bos", "eos", "eot", "eom") if role in ids}
     vocabulary = set_types(vocabulary, dict.fromkeys(ends, TokenType.CONTROL))
+    metadata = _metadata(vocabulary, ids, affixes)
+    if "token_types" in hints:
+        metadata["tokenizer.ggml.token_type_count"] = uint32(int(hints["token_types"]))
     return TokenizerResult(
-        metadata=MappingProxyType(_metadata(vocabulary, ids, affixes) | templates.metadata()),
+        metadata=MappingProxyType(metadata | templates.metadata()),
         notes=(*vocabulary.notes, *special.notes, *affixes.notes, *notes, *templates.notes),
         files=found.paths,
         found=found,
@@ -124,10 +128,12 @@ def _read_vocabulary(found: TokenizerFiles, pre_tokenizer: str | None) -> Vocabu
         )
     if "vocab.json" in paths and "merges.txt" in paths:
         return read_vocab_and_merges(found, pre_tokenizer=pre_tokenizer)
+    if "vocab.txt" in paths:
+        return read_vocab_txt(found)
     if refusal is not None:
         raise refusal
     raise TokenizerError(
-        "there is no tokenizer: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
+        "there is no tokenizer: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt, nor vocab.txt",
         path=found.folder,
         remedy="Copy the tokenizer's files of the original model into the folder.",
     )

@@ -1,7 +1,7 @@
 """What a tokenizer puts around text: a begin token, an end token, a space.
 
 ``tokenizer_config.json`` (``add_bos_token``) is asked first, then the post-processor of ``tokenizer.json``, then the architecture, then the
-custom of the tokenizer's kind: sentencepiece puts a begin token in front, byte-level BPE puts nothing.
+custom of the tokenizer's kind: sentencepiece and word pieces have a begin token in front, byte-level BPE nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Affixes:
     Attributes:
         bos: whether the begin token is put in front.
         eos: whether the end token is put behind.
-        space: whether a space is put in front; None for byte-level BPE, which has no such setting.
+        space: whether a space is put in front; None for byte-level BPE and word pieces, which have no such setting.
         ids: ``bos`` and ``eos`` as the post-processor has them, where no file names them.
         notes: what the user should know.
     """
@@ -57,7 +57,7 @@ def read_affixes(
     notes: list[str] = []
     found: dict[str, int] = {}
     result: dict[str, bool] = {}
-    customs = {"bos": vocabulary.model == "llama", "eos": vocabulary.model == "t5"}
+    customs = {"bos": vocabulary.model in ("llama", "bert"), "eos": vocabulary.model == "t5"}
     for role, around in (("bos", None if post is None else post.before), ("eos", None if post is None else post.after)):
         key = f"add_{role}_token"
         declared = config.get(key)
@@ -85,8 +85,10 @@ def read_affixes(
         if result[role] and role not in ids and role not in found:
             result[role] = False
             notes.append(f"the tokenizer is to add a {role} token, but has none")
+    if vocabulary.model == "bert" and "eos" in found and "sep" not in ids:
+        found["sep"] = found["eos"]  # what runtimes put behind word pieces
     space: bool | None = None
-    if vocabulary.model != "gpt2":
+    if vocabulary.model not in ("gpt2", "bert"):
         declared = config.get("add_prefix_space")
         space = declared if isinstance(declared, bool) else vocabulary.adds_space
         hint = hints.get("add_space_prefix", space)

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _PURPOSE = "a part of the tokenizer"
 
 _CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json")
-_VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt")
+_VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _TEMPLATE_FOLDER = "additional_chat_templates"
 

@@ -16,6 +16,7 @@ from .tokenizer_files import TokenizerFiles, expect, read_text
 from .tokenizer_metaspace import metaspace_bpe, unigram
 from .tokenizer_structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer, read_structure
 from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
+from .tokenizer_wordpiece import word_pieces
 
 __all__ = ["read_tokenizer_json", "read_vocab_and_merges"]
 
@@ -35,17 +36,22 @@ def read_tokenizer_json(
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else None)
     if kind == "Unigram":
         return unigram(model, structure, path)
+    entries = expect(tokenizer.get("added_tokens") or [], list, "added_tokens", path)
+    added = {str(token["content"]) for token in entries if isinstance(token, dict) and "content" in token}
+    if kind == "WordPiece":
+        ids = token_ids(model.get("vocab"), "model.vocab", path)
+        cuts, accept = tokenizer.get("pre_tokenizer"), pre_tokenizer == "default"
+        return word_pieces(ids, model, structure, cuts, path, added=added, accept=accept)
     if kind != "BPE":
         raise TokenizerError(
-            f"a tokenizer of type {kind} has no counterpart in GGUF that qconv knows (BPE and Unigram have)", path=path
+            f"a tokenizer of type {kind} has no counterpart in GGUF that qconv knows (BPE, Unigram and WordPiece have)",
+            path=path,
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError(f"its {key} {model[key]!r} has no counterpart in GGUF", path=path)
     ids = token_ids(model.get("vocab"), "model.vocab", path)
     merges = read_merges(expect(model.get("merges"), list, "model.merges", path), ids, path)
-    entries = expect(tokenizer.get("added_tokens") or [], list, "added_tokens", path)
-    added = {str(token["content"]) for token in entries if isinstance(token, dict) and "content" in token}
     if not structure.is_byte_level:
         return metaspace_bpe(model, structure, ids, merges, path, added=added, accept=pre_tokenizer == "default")
     return _byte_level(ids, merges, structure, path, model, added, pre_tokenizer, clean_spaces)

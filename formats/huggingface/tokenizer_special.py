@@ -94,6 +94,8 @@ def special_tokens(
     ends: list[int] = []
     for role in _TEXT_ROLES:
         answers = list(_answers(role, ids_of_text, folder_files, config, size, notes))
+        if role == "bos" and not answers and vocabulary.model == "bert":
+            answers += _answers("cls", ids_of_text, folder_files, config, size, notes)
         if role in vocabulary.special:
             answers.append((vocabulary.source.name, [vocabulary.special[role]]))
         if not answers:

@@ -130,6 +130,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 12,
         "shared_expert_intermediate_size": 14,
     },
+    "minicpm": CONFIG
+    | {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 2, "scale_depth": 1.2, "dim_model_base": 8},
+    "minicpm3": CONFIG
+    | {
+        "architectures": ["MiniCPM3ForCausalLM"],
+        "model_type": "minicpm3",
+        "num_key_value_heads": 4,
+        "q_lora_rank": 6,
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+    },
+    "bert": CONFIG | {"architectures": ["BertModel"], "model_type": "bert"},
+    "roberta": CONFIG | {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "pad_token_id": 1},
+    "jina-bert-v2": CONFIG | {"architectures": ["JinaBertModel"], "model_type": "jina_bert", "position_embedding_type": "alibi"},
+    "nomic-bert": CONFIG | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert"},
     "starcoder2": CONFIG | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"},
     "gpt-oss": CONFIG
     | {

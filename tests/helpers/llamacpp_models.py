@@ -77,6 +77,10 @@ def _library() -> ctypes.CDLL:
         ("llama_batch_free", None, [_Batch]),
         ("llama_decode", i32, [pointer, _Batch]),
         ("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), [pointer, i32]),
+        ("llama_set_embeddings", None, [pointer, ctypes.c_bool]),
+        ("llama_get_embeddings_ith", ctypes.POINTER(ctypes.c_float), [pointer, i32]),
+        ("llama_get_embeddings_seq", ctypes.POINTER(ctypes.c_float), [pointer, i32]),
+        ("llama_model_n_embd", i32, [pointer]),
         ("llama_get_memory", pointer, [pointer]),
         ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
         ("llama_synchronize", None, [pointer]),
@@ -125,6 +129,19 @@ def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
         _decode(library, context, tokens)
         size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         rows = [np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (size,)) for i in range(len(tokens))]
+        return np.array(rows, np.float32)
+
+
+def embeddings(path: Path, tokens: Sequence[int], pooled: bool = False) -> NDArray[np.float32]:
+    """Return what an embedding model makes of a text: float32 (tokens, hidden), or (hidden,) where the file says how to pool."""
+    library = _library()
+    with _opened(library, path, max(64, len(tokens))) as (model, context):
+        library.llama_set_embeddings(context, True)
+        _decode(library, context, tokens)
+        size = (library.llama_model_n_embd(model),)
+        if pooled:
+            return np.array(np.ctypeslib.as_array(library.llama_get_embeddings_seq(context, 0), size))
+        rows = [np.ctypeslib.as_array(library.llama_get_embeddings_ith(context, i), size) for i in range(len(tokens))]
         return np.array(rows, np.float32)
 
 

@@ -13,14 +13,14 @@ from memory_model import tensor
 from numpy.typing import NDArray
 from qconv_encodings import ENCODINGS
 
-from qconv.formats.architectures import built_in_architectures
+from qconv.formats.architectures import RuntimeFacts, built_in_architectures
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface import open_huggingface
 from qconv.formats.huggingface.tokenizer import TokenizerResult
 from qconv.runtime.forward import forward
 from qconv.runtime.network import Network, load_network
 
-FAMILIES = tuple(CONFIGS)
+FAMILIES = tuple(name for name in CONFIGS if isinstance(architecture_named(name).runtime, RuntimeFacts))
 VOCABULARY = 24
 CONTEXT = OpenContext(ENCODINGS, {architecture.name: architecture for architecture in built_in_architectures()})
 

@@ -70,6 +70,10 @@ LATENT = {
     "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
 }  # fmt: skip
+MINICPM3 = {
+    key: LATENT[key]
+    for key in ("num_key_value_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+} | {"q_lora_rank": 48}
 GLM_MOE = {
     key: LATENT[key] for key in LATENT if not key.endswith(("_rank", "_dim")) and key != "num_key_value_heads"
 } | {"head_dim": 32}
@@ -125,6 +129,8 @@ CASES = (
     case("falcon-7b", "FalconForCausalLM", num_kv_heads=4),
     case("falcon-40b", "FalconForCausalLM", num_kv_heads=2, new_decoder_architecture=True, tie_word_embeddings=False),
     case("falcon-11b", "FalconForCausalLM", num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1, ffn_hidden_size=160),
+    case("minicpm3", "MiniCPM3ForCausalLM", **MINICPM3),
+    case("minicpm3-long", "MiniCPM3ForCausalLM", **MINICPM3, original_max_position_embeddings=32, rope_parameters=LONGROPE),
     case("starcoder2", "Starcoder2ForCausalLM"),
     case("starcoder2-untied", "Starcoder2ForCausalLM", tie_word_embeddings=False, sliding_window=256),
     case("cohere", "CohereForCausalLM", logit_scale=1.5),

@@ -93,7 +93,7 @@ def _value(parameter: HyperParameter, values: Values) -> bool | int | float | No
     value = values.get(parameter.name)
     if parameter.type == "uint32" and value is not None and value < parameter.minimum:
         return None
-    return value
+    return parameter.as_configured(value, values)
 
 
 def _checked(check: Check, values: Values) -> bool | int | float | str | None:

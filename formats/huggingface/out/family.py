@@ -11,10 +11,11 @@ import numpy as np
 from ....errors import MissingTensorError, ModelError, ShapeError, UnknownArchitectureError, UnmappedTensorError
 from ...architectures import TRANSFORMS, Architecture, TensorMap
 from ...architectures.names import canonical_order, fill_name
+from ...architectures.rows import under
 from ...architectures.transforms import constant
 from ...base import Model, Tensor
 from ...metadata import Field
-from ...rounded import exact_values
+from ...rounded import exact_values, skipped_rows
 from ..configuration import Values
 from .source import Recorded
 from .values import recover_values
@@ -124,12 +125,16 @@ def invert_tensors(family: Family, model: Model, recorded: Recorded) -> dict[str
     """
     found: dict[str, Tensor] = {}
     exact = exact_values(model.metadata, model.tensors, model.path)
+    skipped = skipped_rows(model.metadata, model.tensors, model.path)
     for entry, layer in family.entries:
         sources = [model.tensors[fill_name(name, layer)] for name in entry.gguf]
         arguments = {name: size.evaluate(family.values) for name, size in entry.arguments.items()}
         results = TRANSFORMS[entry.transform].inverse(sources, arguments)
         if len(sources) == 1 and sources[0].name in exact:
             results = _restored(entry, sources[0], exact[sources[0].name], arguments) or results
+        if entry.transform == "skip_rows" and sources[0].name in skipped:
+            rows = np.asarray(skipped[sources[0].name], np.float32)
+            results = (under(rows, sources[0]),) if len(rows) == arguments["first"] else results
         experts = range(int(family.values["experts"])) if entry.per_expert else (None,)
         names = [fill_name(name, layer, expert) for expert in experts for name in entry.hf]
         if len(names) != len(results):

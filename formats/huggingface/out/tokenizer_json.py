@@ -12,6 +12,7 @@ from ...getters import get_flag, get_numbers, get_string, get_strings
 from ...metadata import Field, ValueType
 from ...pretokenizers import find_pre_tokenizer, pre_tokenizer_names, to_tokenizer_json
 from ..tokenizer_vocabulary import TokenType
+from ..tokenizer_wordpiece import LOWERCASE_KEY
 from .source import Recorded
 from .tokens import Tokens, added_tokens
 
@@ -236,7 +237,7 @@ def _word_pieces(tokens: Tokens, metadata: Mapping[str, Field], recorded: Record
             "clean_text": True,
             "handle_chinese_chars": True,
             "strip_accents": None,
-            "lowercase": True,
+            "lowercase": get_flag(metadata, LOWERCASE_KEY, path) is not False,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": _around(tokens, "bos", "sep" if "sep" in tokens.ids else "eos"),

@@ -74,7 +74,7 @@ def recover_values(architecture: Architecture, model: Model) -> Values:
         value = _measured(architecture, parameter, model.tensors) if value is None else value
         value = _tied(architecture, parameter, model.tensors) if value is None else value
         if value is None:
-            value = _default(parameter, values)
+            value = parameter.usual(values)
         if value is not None:
             values[parameter.name] = value
         elif parameter.required:
@@ -110,9 +110,3 @@ def _tied(architecture: Architecture, parameter: HyperParameter, tensors: Mappin
         if entry.omitted_when == parameter.name and not entry.per_layer:
             return entry.gguf[0] not in tensors
     return None
-
-
-def _default(parameter: HyperParameter, values: Mapping[str, Value]) -> Value | None:
-    if isinstance(parameter.default, Expression):
-        return parameter.default.evaluate(values)
-    return parameter.default

@@ -15,8 +15,8 @@ from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lambda item: item.name)
 
-# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them
-_LATER = re.compile(r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)")
+# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms
+_LATER = re.compile(r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.(gamma|beta)")
 
 
 def known_keys() -> set[str]:

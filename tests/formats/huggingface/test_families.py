@@ -26,7 +26,7 @@ def test_llama_cpp_agrees_with_transformers(model_case: Case, tmp_path: Path, co
         path = write_f32(tmp_path / "model.gguf", model)
     worst = 0.0
     for prompt in PROMPTS:
-        if model_case.name == "phi3-long" and len(prompt) <= 32:
+        if model_case.name in ("phi3-long", "minicpm3-long") and len(prompt) <= 32:
             continue  # transformers uses the short factors there, llama.cpp goes by the size of its context
         wanted = expected(reference, prompt)
         assert wanted.std() > 0.5, "the reference must not be flat, or the comparison says nothing"
