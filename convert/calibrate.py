@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,16 @@ def checkpoint_path(output: Path) -> Path:
 
 
 def measure_importance(
-    job: Calibration, checkpoint: Path, advance: Callable[[int], None], threads: int | None = None
+    job: Calibration,
+    checkpoint: Path,
+    advance: Callable[[int], None],
+    threads: int | None = None,
+    move: Callable[[float], None] = lambda windows: None,
 ) -> ImportanceMatrix:
     """Return the importance matrix of a job, continuing from ``checkpoint`` where it fits.
 
-    ``advance`` is called with the number of windows that were finished. The checkpoint stays until the caller has saved the result. Raises as
+    ``advance`` is called with the number of windows that were finished, ``move``, within windows too, with the number that what was just done amounts
+    to. The checkpoint stays until the caller has saved the result. Raises as
     :func:`qconv.runtime.forward.forward`.
     """
     network, windows = job.subject.network, job.windows
@@ -107,7 +113,8 @@ def measure_importance(
         if batch.start < done:
             continue
         sequences = [evaluated[number] for number in batch]
-        for _ in forward(network, sequences, wanted=wanted, collector=collector, threads=threads):
+        progress = partial(_moved, move, len(batch))
+        for _ in forward(network, sequences, wanted=wanted, collector=collector, threads=threads, progress=progress):
             pass  # the collector has seen everything; logits are a by-product
         advance(len(batch))
         if time.monotonic() - saved > _SAVE_EVERY:
@@ -115,6 +122,10 @@ def measure_importance(
             saved = time.monotonic()
     names = tuple(text.name for text in job.texts)
     return ImportanceMatrix(collector.entries(), names, len(windows.tokens), windows.context)
+
+
+def _moved(move: Callable[[float], None], windows: int, share: float) -> None:
+    move(windows * share)
 
 
 def save_importance(path: Path, matrix: ImportanceMatrix, provenance: Provenance | None, form: str) -> None:

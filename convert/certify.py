@@ -7,8 +7,8 @@ A result that fails does not get the name that the user gave: what stands there 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..runtime.identity import identify_model, read_text
 from .measure import Cut, Subject, subject_of
 from .output import OutputFiles, journal_path
 from .plan import Plan
+from .progress import Bar
 from .receipt import blank_fields, fill_layout, unsealed_model
 from .settings import Settings
 from .validate import Receipt, cut_for_validation, threshold, validate
@@ -27,9 +28,6 @@ from .validate import Receipt, cut_for_validation, threshold, validate
 __all__ = ["Certifier", "dominant_target", "rejected_path"]
 
 _NAME = re.compile(r"(?P<stem>.*?)(?P<part>-\d{5}-of-\d{5})?(?P<suffix>\.[^.]*)?")
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-"""Given a label and a number of windows, opens a display of progress; what it yields is called once per window."""
 
 
 class Certifier:
@@ -82,7 +80,7 @@ class Certifier:
 
         Raises ModelError where a model computes NaN.
         """
-        with self._result(plan, output, digests) as result, self._bar("validate", len(self._windows.tokens)) as advance:
+        with self._result(plan, output, digests) as result:
             self.receipt = validate(
                 self._source,
                 result,
@@ -90,7 +88,7 @@ class Certifier:
                 self._windows,
                 max_divergence=self._settings.max_kld,
                 threads=plan.threads,
-                advance=advance,
+                bar=self._bar,
             )
         filled = fill_layout(plan, self.receipt, [text.sha256 for text in self._texts])
         return filled if self.receipt.passed else _rejected(filled)

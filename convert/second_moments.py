@@ -125,6 +125,7 @@ def measure_moments(
     memory: int,
     force: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    move: Callable[[float], None] = lambda windows: None,
     threads: int | None = None,
 ) -> Measured:
     """Carry a job out; nothing appears under the name ``output`` before it is whole.
@@ -135,6 +136,7 @@ def measure_moments(
         memory: bytes that the moments of one round may take; one moment is taken at least.
         force: replace an existing file.
         advance: called with the number of windows that have passed a stage.
+        move: called, within rounds too, with the number of windows through a stage that what was just done amounts to.
         threads: how many work side by side; None for the number of processors.
 
     Raises OutputExistsError, DiskFullError or BusyError, and what a forward pass raises.
@@ -156,7 +158,7 @@ def measure_moments(
         journal.close()
         raise
     try:
-        run = _Run(job, files, streams, memory, advance)
+        run = _Run(job, files, streams, memory, advance, move)
         first = run.resume()
         needed = streams.nbytes * (1 if streams.has(first) else 2)
         if shutil.disk_usage(output.parent).free < needed:
@@ -184,13 +186,20 @@ class _Run:
     """A job at work."""
 
     def __init__(
-        self, job: MomentJob, files: OutputFiles, streams: Streams, memory: int, advance: Callable[[int], None]
+        self,
+        job: MomentJob,
+        files: OutputFiles,
+        streams: Streams,
+        memory: int,
+        advance: Callable[[int], None],
+        move: Callable[[float], None],
     ) -> None:
         self.job = job
         self.files = files
         self.streams = streams
         self.memory = memory
         self.advance = advance
+        self.move = move
         self.counts: dict[tuple[str, ...], NDArray[np.float64]] = {}
         self._evaluated = job.windows.evaluated
 
@@ -247,6 +256,7 @@ class _Run:
                     run_stage(self.job.subject.network, stage, hidden, lengths, workers, _only(chosen, collector))
                     if keep is not None:
                         keep(hidden)
+                    self.move(len(batch) / len(rounds))
                     if chosen is rounds[-1]:
                         self.advance(len(batch))
             for entry, matrix in chosen:

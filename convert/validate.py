@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -26,6 +26,7 @@ from ..runtime.weight_check import WeightReport, compare_weights, expected_error
 from ..runtime.windows import Windows, join
 from .measure import Cut, Subject, cut_text, describe_cut
 from .parity import Parity, compare_tokenizers
+from .progress import Bar, no_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,9 +146,9 @@ def validate(
     *,
     max_divergence: float | None = None,
     threads: int = 1,
-    advance: Callable[[str], None] = lambda result: None,
+    bar: Bar = no_bar,
 ) -> Receipt:
-    """Compare two models and judge; ``advance`` is called with the divergence so far, once per window.
+    """Compare two models and judge; ``bar`` shows the comparison of weights, and then that of predictions, window by window.
 
     Raises UsageError where the result's type has no threshold, ModelError where either model computes numbers that are not finite.
     """
@@ -159,9 +160,10 @@ def validate(
     if parity.same and not comparable:
         sizes = f"{source.network.vocabulary} in the source, {result.network.vocabulary} in the result"
         reasons.append(f"the numbers of logits differ: {sizes}")
-    weights = compare_weights(source.model, result.model, threads)
+    with bar("compare weights", len(result.model.tensors)) as compared:
+        weights = compare_weights(source.model, result.model, threads, lambda count: compared(""))
     reasons += [f"{fault.tensor}: {fault.problem}" for fault in weights.faults[:1]]
-    summary = _measure(source, result, windows, threads, advance) if comparable else None
+    summary = _measure(source, result, windows, threads, bar) if comparable else None
     if summary is not None and not summary.divergence.value <= limit:
         reasons.append(
             f"the mean divergence of {summary.divergence.value:.4g} is above {limit:.4g}, the limit of {kind}"
@@ -182,22 +184,25 @@ def validate(
     )
 
 
-def _measure(
-    source: Subject, result: Subject, windows: Windows, threads: int, advance: Callable[[str], None]
-) -> Summary:
+def _measure(source: Subject, result: Subject, windows: Windows, threads: int, bar: Bar) -> Summary:
     """Run both models side by side, a block of logits of each at a time."""
-    pairs = zip(
-        scored_rows(source.network, windows, threads=threads),
-        scored_rows(result.network, windows, threads=threads),
-        strict=True,
-    )
     compared, total, count = [], 0.0, 0
-    for one, other in pairs:
-        compared.append(compare_logits(one.logits, other.logits, one.targets))
-        total += float(compared[-1].divergence.sum())
-        count += len(compared[-1].divergence)
-        if one.part.stop == windows.scored_per_window:
-            advance(f"divergence {total / count:.5f}")
+    with bar("validate", len(windows.tokens)) as running:
+
+        def move(things: float) -> None:
+            running.move(things / 2)  # each model does half of a window
+
+        pairs = zip(
+            scored_rows(source.network, windows, threads=threads, move=move),
+            scored_rows(result.network, windows, threads=threads, move=move),
+            strict=True,
+        )
+        for one, other in pairs:
+            compared.append(compare_logits(one.logits, other.logits, one.targets))
+            total += float(compared[-1].divergence.sum())
+            count += len(compared[-1].divergence)
+            if one.part.stop == windows.scored_per_window:
+                running(f"divergence {total / count:.5f}")
     return summarise(concatenate(compared))
 
 

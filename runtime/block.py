@@ -37,12 +37,14 @@ def run_attention(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's attention to the residual stream, in place. Not for parallel blocks, whose feed-forward reads the same stream."""
     inputs = _normalised(run, block.attention.norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
+    run.passed(0.5)
 
 
 def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's feed-forward to the residual stream, in place. Not for parallel blocks."""
     inputs = _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.after, _feed_forward(run, block, inputs), hidden)
+    run.passed(0.5)
 
 
 def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
@@ -50,7 +52,9 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
     same = block.feed_forward_norm == block.attention.norm
     others = inputs if same else _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
+    run.passed(0.5)
     _add(run, block.after, _feed_forward(run, block, others), hidden)
+    run.passed(0.5)
 
 
 def _attention(run: Run, block: Block, inputs: Floats) -> Floats:

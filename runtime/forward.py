@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ def forward(
     threads: int | None = None,
     block_bytes: int = LOGIT_BLOCK_BYTES,
     workers: Workers | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Iterator[Logits]:
     """Run all sequences through the model together and yield logits, sequence by sequence, in order of position.
 
@@ -73,6 +75,7 @@ def forward(
         threads: how many work side by side; None for the number of processors. BLAS is limited to one thread meanwhile.
         block_bytes: bound of one result's array; a smaller one decodes the output's weights more often.
         workers: the threads to use instead of new ones, for callers of many short passes.
+        progress: called whenever something is done, with its share of the pass.
 
     Raises:
         UsageError: for an empty sequence, a token that the vocabulary lacks, or a text longer than a model with learned positions can hold.
@@ -83,6 +86,9 @@ def forward(
     rows = _wanted_rows(wanted, tokens)
     with Workers(threads) if workers is None else nullcontext(workers) as pool:
         run = start_run(network, [len(ids) for ids in tokens], pool, collector, trace, cache)
+        if progress is not None:
+            parts = len(network.blocks) + 1  # the output counts as a block
+            run = replace(run, passed=lambda blocks: progress(blocks / parts))
         hidden = embed(network, tokens, run.hooks)
         _run_blocks(network, run, hidden)
         if cache is not None:
@@ -90,6 +96,7 @@ def forward(
                 cache.advance(number, len(ids))
         for found in yield_logits(network, pool, hidden, rows, run.hooks, block_bytes):
             check_finite(network, found.logits, found.sequences, found.positions, "the output")
+            run.passed(len(found.logits) / len(rows))
             yield found
 
 

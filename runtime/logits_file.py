@@ -32,6 +32,7 @@ MAGIC: Final = b"_logits_"
 _HEADER = struct.Struct("<8siii")
 _RANGE = np.float32(16)  # nats below the best logit that codes cover
 _STEPS = np.float32(65535)
+_SCALE_MAX = np.float32(1e6)  # of both numbers of a position; real ones are below 16 / 65535, and above -50
 
 
 def record_values(vocabulary: int) -> int:
@@ -98,7 +99,7 @@ class LogitsFile:
 
     def _decode(self, records: NDArray[np.uint16], chunk: int) -> Floats:
         head = np.ascontiguousarray(records[:, :4]).view("<f4").astype(np.float32)
-        if not np.isfinite(head).all() or (head[:, 0] < 0).any():
+        if not (np.abs(head) <= _SCALE_MAX).all() or (head[:, 0] < 0).any():  # NaN is not less either
             raise FormatError(
                 f"a position of chunk {chunk} has an impossible scale", path=self.path, remedy="Make the file again."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,11 +82,13 @@ def scored_rows(
     cache_type: str = "F32",
     threads: int | None = None,
     block_bytes: int = _BLOCK_BYTES,
+    move: Callable[[float], None] = lambda windows: None,
 ) -> Iterator[ScoredRows]:
     """Run all windows and yield the logits of their scored positions, in order.
 
-    With a ``cache_type`` other than F32, attention sees keys and values as a cache of that type would hold them. Raises as
-    :func:`~.forward.forward` and :func:`~.cache.make_cache`.
+    With a ``cache_type`` other than F32, attention sees keys and values as a cache of that type would hold them. ``move`` is called, within
+    windows too, with the number of windows that what was just done amounts to. Raises as :func:`~.forward.forward` and
+    :func:`~.cache.make_cache`.
     """
     evaluated, targets = windows.evaluated, windows.targets
     for batch in batches(windows, batch_tokens):
@@ -97,6 +100,7 @@ def scored_rows(
             cache=None if cache_type == "F32" else make_cache(network.configuration, lengths, cache_type),
             threads=threads,
             block_bytes=block_bytes,
+            progress=partial(_moved, move, len(batch)),
         )
         for block in found:
             edges = np.nonzero(np.diff(block.sequences))[0] + 1
@@ -105,6 +109,10 @@ def scored_rows(
                 first = int(block.positions[rows[0]]) - windows.first_scored
                 part = slice(first, first + len(rows))
                 yield ScoredRows(window, part, block.logits[rows[0] : rows[-1] + 1], targets[window, part])
+
+
+def _moved(move: Callable[[float], None], windows: int, share: float) -> None:
+    move(windows * share)
 
 
 def score(
@@ -116,16 +124,19 @@ def score(
     batch_tokens: int = BATCH_TOKENS,
     cache_type: str = "F32",
     threads: int | None = None,
+    move: Callable[[float], None] = lambda windows: None,
 ) -> Iterator[ScoredWindow]:
     """Score window after window, beside the windows of ``base`` if given; every row of logits goes to ``sinks`` as well.
 
-    ``cache_type`` and what is raised: see :func:`scored_rows`.
+    ``cache_type``, ``move`` and what is raised: see :func:`scored_rows`.
     """
     references: Iterator[Floats | TopRows] | None = None if base is None else base.chunks()
     reference: Floats | TopRows | None = None
     losses: list[NDArray[np.float64]] = []
     compared: list[Compared] = []
-    for rows in scored_rows(network, windows, batch_tokens=batch_tokens, cache_type=cache_type, threads=threads):
+    for rows in scored_rows(
+        network, windows, batch_tokens=batch_tokens, cache_type=cache_type, threads=threads, move=move
+    ):
         for sink in sinks:
             sink(rows.logits, rows.targets)
         if references is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,20 @@ class Span:
     local_table: NDArray[np.complex64] | None
 
 
+def _unheard(blocks: float) -> None:
+    """Take no note."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all blocks of one pass share."""
+    """What all blocks of one pass share; ``passed`` is called whenever so many blocks more are done, halves being attention and feed-forward."""
 
     configuration: Configuration
     workers: Workers
     spans: Sequence[Span]
     hooks: Hooks
     cache: Cache | None
+    passed: Callable[[float], None] = _unheard
 
 
 def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:

@@ -11,9 +11,10 @@ from ...plugins.manager import Registries
 from ...quantizers.importance import ImportanceMatrix
 from ...runtime.identity import read_text
 from ..measure import Cut, subject_of
+from ..progress import Bar, no_bar
 from ..settings import Settings
 from ..validate import cut_for_validation
-from .fit import Bar, Fit, Request, fit, no_bar
+from .fit import Fit, Request, fit
 from .recipe_file import read_recipe, recipe_text
 
 __all__ = ["fit_to_budget"]

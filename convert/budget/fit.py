@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,25 +17,19 @@ from ...quantizers.importance import ImportanceMatrix
 from ...quantizers.recipes.tables import recipes
 from ...runtime.windows import Windows
 from ..plan import Plan, Step, make_plan
+from ..progress import Bar, no_bar
 from ..settings import Budget, Settings
 from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, probe
 
-__all__ = ["CANDIDATES", "Bar", "Fit", "Request", "choose", "fit", "measure", "no_bar"]
+__all__ = ["CANDIDATES", "Fit", "Request", "choose", "fit", "measure"]
 
 CANDIDATES = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K"),
     *("Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"),
 )
 """Types that a tensor may get, beside the one that it has."""
-Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-"""Given a label and a number of things, opens a display of progress; what it yields is called once per finished thing."""
 _PROBE_RECIPE = "Q4_K_M"  # tells which tensors a recipe would quantize at all
 _MOST_ROUNDS = 8
-
-
-def no_bar(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-    """Show nothing."""
-    return nullcontext(lambda name: None)
 
 
 @dataclass(frozen=True)
@@ -138,6 +131,7 @@ def measure(
             windows,
             settings.threads,
             advance,
+            advance.move,
         )
     return [replace(it, sensitivity=found[it.name]) for it in costs]
 

@@ -156,10 +156,12 @@ def probe(
     windows: Windows,
     threads: int = 1,
     advance: Callable[[str], None] = lambda name: None,
+    move: Callable[[float], None] = lambda tensors: None,
 ) -> dict[str, float]:
     """Return the sensitivity of each tensor: run ``windows`` with the tensor alone in a type of about three bits.
 
-    It takes a pass of the text per tensor, and one of the source. ``advance`` is called with each tensor's name when it is done.
+    It takes a pass of the text per tensor, and one of the source. ``advance`` is called with each tensor's name when it is done,
+    ``move`` with the number of tensors that what was just done amounts to.
     """
     base = _base_rows(model, windows, threads)
     found = {}
@@ -167,7 +169,10 @@ def probe(
         near = min(it.candidates, key=lambda one: abs(8 * one.nbytes / it.weights - _PROBE_BITS))
         damaged = _with_encoded(model, it.name, encodings[near.encoding], importance, options)
         total, count = 0.0, 0
-        for rows in scored_rows(load_network(damaged), windows, threads=threads):
+        scored = scored_rows(
+            load_network(damaged), windows, threads=threads, move=lambda count: move(count / len(windows.tokens))
+        )
+        for rows in scored:
             reference = base[rows.window]
             compared = compare_with_base(reference, rows.part, rows.logits, rows.targets)
             total += float(compared.divergence.sum())

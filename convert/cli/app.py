@@ -1,6 +1,6 @@
 """The application: commands, exit codes, and what a mistake looks like.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. A user's mistake is one sentence on standard error, never a traceback.
+Exit codes: 0 done, 1 failed or interrupted, 2 wrong usage. A user's mistake is one sentence on standard error, never a traceback; so is Ctrl-C.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def main() -> None:
         app = build_app()
     except QconvError as error:  # two plugins that contradict each other
         sys.exit(_fail(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
     app()
 
 
@@ -112,6 +114,8 @@ class _Commands(TyperGroup):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             code = _fail(f"{where}{error.strerror or error}.", 1)
+        except (KeyboardInterrupt, typer.Abort):  # commands that can be continued have said so themselves
+            code = _interrupted()
         except MemoryError:
             code = _fail("out of memory. Use fewer --threads, or close other programs.", 1)
         raise typer.Exit(code)
@@ -120,6 +124,11 @@ class _Commands(TyperGroup):
 def _fail(message: str, code: int) -> int:
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
     return code
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted; nothing unfinished is left behind", err=True)
+    return 1
 
 
 def _show_warning(

@@ -67,6 +67,7 @@ def calibrate(
     from ...runtime.windows import join
     from ..measure import Cut, cut_text, open_subject
     from ..second_moments import MomentJob
+    from .running import identified
 
     if not text:
         raise UsageError("--text is missing", remedy="Name one or more files of text like what the model will read.")
@@ -83,7 +84,8 @@ def calibrate(
             return any(part in name for part in include_weights)
         return not any(part in name for part in exclude_weights or ())
 
-    with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as subject:
+    with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as opened:
+        subject = identified(opened, as_json)
         windows = join([cut_text(subject, it, cut) for it in texts])
         job = MomentJob(subject, texts, windows, wanted)
         budget = memory_budget() if memory is None else int(memory * 2**30)
@@ -104,7 +106,9 @@ def _measure(job: MomentJob, output: Path, memory: int, force: bool, threads: in
                 for _ in range(count):
                     tell("")
 
-            return measure_moments(job, output, memory=memory, force=force, advance=advance, threads=threads)
+            return measure_moments(
+                job, output, memory=memory, force=force, advance=advance, move=tell.move, threads=threads
+            )
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
         raise typer.Exit(1) from None

@@ -81,6 +81,7 @@ def imatrix(
     from ..locking import sole_writer
     from ..measure import Cut, cut_text, open_subject
     from ..settings import choose
+    from .running import identified
 
     choose("--format", form, ("gguf", "dat"))
     if compat is not None:
@@ -103,7 +104,8 @@ def imatrix(
         if model is not None and output is not None:
             texts = [read_text(path) for path in text or ()]
             cut = Cut(context, None, chunks, parse_special)
-            with open_subject(model, registries, as_arch, pre_tokenizer) as subject:
+            with open_subject(model, registries, as_arch, pre_tokenizer) as opened:
+                subject = identified(opened, as_json)
                 windows = join([cut_text(subject, it, cut) for it in texts])
                 tied = "output.weight" not in subject.model.tensors
                 compatible = compat is not None
@@ -147,7 +149,7 @@ def _measure(job: Calibration, output: Path, threads: int | None, quiet: bool) -
                 for _ in range(count):
                     tell("")
 
-            return measure_importance(job, checkpoint_path(output), advance, threads)
+            return measure_importance(job, checkpoint_path(output), advance, threads, tell.move)
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
         raise typer.Exit(1) from None

@@ -87,6 +87,7 @@ def perplexity(
     from ..figure import check_figure
     from ..measure import Cut, open_subject
     from ..settings import choose
+    from .running import identified
 
     kind = choose("--cache-type", cache_type.upper(), CACHE_TYPES)
     if not text and base is None:
@@ -103,6 +104,8 @@ def perplexity(
     texts = [read_text(path) for path in text or ()]
     reference = None if base is None else open_base(base)
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as subject:
+        if reference is not None or save_base is not None or as_json:
+            subject = identified(subject, as_json)
         cut = Cut(context, stride, chunks)
         measured = _Measurement(subject, texts, reference, _windows(subject, texts, cut, reference), kind)
         measured.run(save_logits, save_base, base_tokens, threads, quiet=as_json)
@@ -178,6 +181,7 @@ class _Measurement:
                 sinks=sinks,
                 cache_type=self.cache_type,
                 threads=threads,
+                move=advance.move,
             )
             for window in scored:
                 self.losses.append(window.losses)

@@ -3,53 +3,94 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ..progress import Running, no_bar
 from . import report
 
-__all__ = ["running_bar"]
+if TYPE_CHECKING:
+    from ..measure import Subject
+
+__all__ = ["identified", "running_bar"]
 
 _LINE_EVERY = 5.0  # seconds between plain lines
+_LARGE = 256 << 20  # bytes that are digested in an instant, without a bar
 
 
 @contextmanager
-def running_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call with the result so far, once per finished thing of ``total``. ``quiet`` prints nothing."""
+def running_bar(label: str, total: int, quiet: bool = False) -> Iterator[Running]:
+    """Yield what is to be told of finished things, of ``total``, and of parts of unfinished ones. ``quiet`` prints nothing."""
     screen = report.console(stderr=True)
     if quiet:
-        yield lambda result: None
+        with no_bar(label, total) as silent:
+            yield silent
     elif screen.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]}/{task.total:.0f}", style="progress.download"),
+            TaskProgressColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[result]}"),
         )
         with Progress(*columns, console=screen, transient=True) as progress:
-            task = progress.add_task(label, total=total, result="")
-            yield lambda result: progress.update(task, advance=1, result=result)
+            task = progress.add_task(label, total=total, result="", done=0)
+            yield _Shown(lambda moved, done, word: progress.update(task, completed=moved, done=done, result=word))
     else:
-        yield _plain(label, total)
+        yield _Shown(_lines(label, total))
 
 
-def _plain(label: str, total: int) -> Callable[[str], None]:
+class _Shown:
+    """Keeps count; ``show`` is given how far the work is, in things, how many are finished, and the last result."""
+
+    def __init__(self, show: Callable[[float, int, str], None]) -> None:
+        self._show = show
+        self._lock = threading.Lock()
+        self._moved = 0.0
+        self._done = 0
+        self._result = ""
+
+    def __call__(self, result: str) -> None:
+        with self._lock:
+            self._done, self._result = self._done + 1, result
+            self._moved = max(self._moved, self._done)
+            self._show(self._moved, self._done, result)
+
+    def move(self, things: float) -> None:
+        with self._lock:
+            self._moved += things
+            self._show(self._moved, self._done, self._result)
+
+
+def _lines(label: str, total: int) -> Callable[[float, int, str], None]:
     started = last = time.monotonic()
-    done = 0
+    finished = 0
 
-    def advance(result: str) -> None:
-        nonlocal done, last
-        done += 1
+    def show(moved: float, done: int, result: str) -> None:
+        nonlocal last, finished
         now = time.monotonic()
-        if now - last < _LINE_EVERY and done < total:
+        if now - last < _LINE_EVERY and (done < total or done == finished):
             return
-        last = now
-        left = (now - started) / done * (total - done)
-        words = f"{label}: {done} of {total}, {left:.0f} s left" + (f", {result}" if result else "")
+        last, finished = now, done
+        left = (now - started) / max(moved, 1e-9) * max(0.0, total - moved)
+        share = f" ({100 * min(1.0, moved / total):.0f} %)" if total and done < total else ""
+        words = f"{label}: {done} of {total}{share}, {left:.0f} s left" + (f", {result}" if result else "")
         print(words, file=sys.stderr, flush=True)
 
-    return advance
+    return show
+
+
+def identified(subject: Subject, quiet: bool = False) -> Subject:
+    """Return a subject whose identity is known, having read every byte of it; with progress, where there are many."""
+    from ...runtime.identity import identify_model
+
+    total = sum(tensor.nbytes for tensor in subject.model.tensors.values())
+    with report.progress_bar(f"digest {subject.model.path.name}", total, quiet or total < _LARGE) as progress:
+        return replace(subject, known_identity=identify_model(subject.model, progress=progress))

@@ -35,6 +35,8 @@ def validate(
     as_json: options.Json = False,
 ) -> None:
     """Compare a model with its source: tokens, weights, predictions. Exit code 1 where it is not what it should be."""
+    from functools import partial
+
     from ...errors import UsageError
     from ...plugins.manager import load_plugins
     from ...runtime.identity import read_text
@@ -44,7 +46,7 @@ def validate(
     from ..validate import cut_for_validation
     from ..validate import validate as compare
     from . import report
-    from .running import running_bar
+    from .running import identified, running_bar
 
     if not text:
         raise UsageError("--text is missing", remedy="Name one or more text files.")
@@ -52,16 +54,15 @@ def validate(
     registries = load_plugins().registries()
     with open_subject(source, registries) as one, open_subject(result, registries) as other:
         windows = cut_for_validation(one, texts, Cut(context, None, chunks))
-        with running_bar("validate", len(windows.tokens), quiet=as_json) as advance:
-            found = compare(
-                one,
-                other,
-                texts,
-                windows,
-                max_divergence=max_kld,
-                threads=Settings().threads if threads is None else threads,
-                advance=advance,
-            )
+        found = compare(
+            identified(one, as_json),
+            identified(other, as_json),
+            texts,
+            windows,
+            max_divergence=max_kld,
+            threads=Settings().threads if threads is None else threads,
+            bar=partial(running_bar, quiet=as_json),
+        )
     write_receipt(receipt_path(result) if receipt is None else receipt, found)
     if as_json:
         report.print_json(found.to_dict())

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ...errors import FormatError, QconvError
+from ...errors import FormatError, QconvError, ShapeError
 from ...quantizers.base import Encoding
 from ..architectures import Architecture, NameMap, map_names
 from ..architectures.transforms import TRANSFORMS
@@ -31,6 +31,8 @@ _SETTINGS_FILES = (
 # layers that transformers keeps as (in, out), and quantizers as (out, in) like all others
 _CONV1D = re.compile(r"(?:.*\.)?(?:c_attn|c_fc|c_proj|q_attn)\.weight")
 _CONV1D_MODELS = ("gpt2",)
+# A row is the least that is unpacked at once, and two bits become sixteen times as many: this one is 4 MiB of float32.
+_ROW_MAX = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def unpack_weights(
         if error.path is None:
             error.path = folder
         raise
+    _check_rows(folder, unpacked)
     found = {name: _transposed(name, tensor, config) for name, tensor in unpacked.tensors.items()}
     return Weights(
         MappingProxyType(found),
@@ -107,6 +110,18 @@ def _refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
             path=folder,
             remedy="Convert the original BF16 or F16 model.",
         )
+
+
+def _check_rows(folder: Path, unpacked: Unpacked) -> None:
+    """Refuse unpacked rows that are longer than any model's."""
+    for tensor in unpacked.tensors.values():
+        if isinstance(tensor, Tensor) and tensor.columns > _ROW_MAX:
+            raise ShapeError(
+                f"has rows of {tensor.columns} weights, more than the {_ROW_MAX} of any model's",
+                path=folder,
+                tensor=tensor.name,
+                remedy="The file is damaged; download it again.",
+            )
 
 
 def _note(packing: Packing, unpacked: Unpacked) -> str:

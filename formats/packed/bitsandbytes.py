@@ -48,6 +48,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DIMENSIONS_MAX = 8
 _ELEMENTS_MAX = 1 << 48
 _BLOCK_MAX = 1 << 20
+_CHUNK = 1 << 18  # weights per step: the intermediate results stay in the cache
 _CODES = 16
 _NESTED_CODES = 256
 _ROW_ORDER = 0  # weight_format of matrices whose rows follow one another
@@ -77,6 +78,15 @@ class _FourBits:
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return rows in ``encoding``."""
+        out = np.empty((stop - start, self.encoding.row_bytes(self.columns)), np.uint8)
+        step = max(1, _CHUNK // self.columns)
+        for first in range(start, stop, step):
+            last = min(stop, first + step)
+            out[first - start : last - start] = rounded(self._weights(first, last), self.encoding)
+        return out
+
+    def _weights(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows before they are rounded."""
         first, last = start * self.columns, stop * self.columns
         packed = _elements(self.codes, "u1", first // 2, -(-last // 2))
         codes = np.empty((packed.size, 2), np.uint8)
@@ -89,8 +99,8 @@ class _FourBits:
             if first % self.block == 0 and last % self.block == 0:
                 weights.reshape(-1, self.block)[...] *= scales[:, None]
             else:
-                weights *= np.repeat(scales, self.block)[first - block * self.block :][: last - first]
-        return rounded(weights.reshape(stop - start, self.columns), self.encoding)
+                weights *= scales.take(np.arange(first, last) // self.block - block)
+        return weights.reshape(stop - start, self.columns)
 
     def _scales(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the scales of blocks ``start`` to ``stop``."""
@@ -98,12 +108,11 @@ class _FourBits:
             return _elements(self.absmax, "<f4", start, stop).astype(np.float32)
         codes = _elements(self.absmax, "u1", start, stop)
         first, last = start // self.nested.block, -(-stop // self.nested.block)
-        outer = np.repeat(_elements(self.nested.scales, "<f4", first, last), self.nested.block)
+        outer = _elements(self.nested.scales, "<f4", first, last)
+        places = np.arange(start, stop) // self.nested.block - first
         numbers = whole(self.nested.numbers).astype(np.float32).take(codes)
         with np.errstate(over="ignore", invalid="ignore"):
-            found: NDArray[np.float32] = numbers * outer[start - first * self.nested.block :][
-                : stop - start
-            ] + np.float32(self.nested.offset)
+            found: NDArray[np.float32] = numbers * outer.take(places) + np.float32(self.nested.offset)
         return found
 
 

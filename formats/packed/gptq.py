@@ -12,7 +12,8 @@ least significant first::
 
 Where the settings say that the model is symmetric, all zero points are 2^(b - 1), which tells the two formats apart whatever they are called.
 Weights are computed in float32, in which they are exact; runtimes that multiply in float16 round them. The planar form "gptq_p" splits the bits
-of 3-, 5-, 6- and 7-bit codes into planes of 4, 2 and 1 bits.
+of 3-, 5-, 6- and 7-bit codes into planes of 4, 2 and 1 bits, and holds z; 5, 6 and 7 bits have no other form, whatever the settings say. Words may
+also have 8, 16 or 64 bits (``pack_dtype``), in which codes of 2, 4 and 8 bits lie just as well.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PACKING"]
 
-_WORD = 32  # bits
+_WORDS: Mapping[str, int] = {"I32": 32, "I8": 8, "I16": 16, "I64": 64}  # bits by dtype
+_USUAL_WORD = 32
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")
-_STREAM_BITS, _PLANAR_BITS = (2, 3, 4, 8), (2, 3, 4, 5, 6, 7, 8)
+_BITS = (2, 3, 4, 5, 6, 7, 8)
+_ONLY_PLANAR = (5, 6, 7)
+_OF_ANY_WORD = (2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,13 @@ class _Module:
     groups: int
     bits: int
     group_size: int
-    settings: _Settings
+    planar: bool
+    stored_less_one: bool
+
+    @property
+    def word(self) -> int:
+        """Bits of a word."""
+        return _WORDS[self.qzeros.dtype]
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the bytes of float32 (stop - start, inputs)."""
@@ -90,15 +100,16 @@ class _Module:
         return weights.view(np.uint8)
 
     def _unpack(self, packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-        unpack = unpack_planes if self.settings.layout == "gptq_p" else unpack_stream
+        unpack = unpack_planes if self.planar else unpack_stream
         return unpack(packed, self.bits, count)
 
     def _zeros(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return zero points, uint8 (stop - start, groups)."""
-        first, last = start // _WORD * _WORD, min(self.outputs, -(-stop // _WORD) * _WORD)  # 32 fields are whole words
-        words = column_block(self.qzeros, first * self.bits // _WORD, last * self.bits // _WORD)
+        word = self.word  # as many fields are whole words
+        first, last = start // word * word, min(self.outputs, -(-stop // word) * word)
+        words = column_block(self.qzeros, first * self.bits // word, last * self.bits // word)
         zeros = self._unpack(words.view(np.uint8), last - first)[:, start - first : stop - first].T
-        if self.settings.layout == "gptq":
+        if self.stored_less_one:
             # in each field by itself: an all-ones field is a zero point of 0, and must not carry into its neighbour
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.bits) - 1)
         return np.ascontiguousarray(zeros)
@@ -171,7 +182,7 @@ def _settings(
             f"quantization_config has checkpoint_format: {str(layout)[:40]!r}, and qconv reads {', '.join(_FORMATS)}",
             remedy="Use the model in its form before that conversion.",
         )
-    bits = setting(config, "bits", "w_bit", allowed=_PLANAR_BITS if layout == "gptq_p" else _STREAM_BITS)
+    bits = setting(config, "bits", "w_bit", allowed=_BITS)
     group_size = group_size_setting(config, "group_size", "q_group_size")
     settings = _Settings(bits, group_size, layout, bool(found.get("dynamic")))
     first = next(iter(packed.values()))
@@ -184,7 +195,13 @@ def _settings(
 
 def _symmetric_layout(qzeros: StoredTensor, bits: int | None) -> str | None:
     """Return the format whose zero points these are, given that all of them stand for the middle code; None where they are of neither."""
-    if bits is None or qzeros.dtype != "I32" or len(qzeros.shape) != 2 or not all(qzeros.shape):
+    if (
+        bits is None
+        or bits in _ONLY_PLANAR
+        or qzeros.dtype not in _WORDS
+        or len(qzeros.shape) != 2
+        or not all(qzeros.shape)
+    ):
         return None
     row = row_slab(qzeros, 0, 1).view(np.uint8)
     stored = unpack_stream(row, bits, row.size * 8 // bits)
@@ -196,12 +213,13 @@ def _module(parts: Mapping[str, StoredTensor], settings: _Settings) -> _Module:
     """Return a module whose tensors fit one another; raises FormatError or ShapeError, naming the one that does not."""
     qweight, qzeros, scales, g_idx = (parts.get(key) for key in (".qweight", ".qzeros", ".scales", ".g_idx"))
     assert qweight is not None and qzeros is not None and scales is not None  # modules_with has seen to it
-    words, outputs = expect(qweight, ("I32",), (None, None))
+    words, outputs = expect(qweight, tuple(_WORDS), (None, None))
     groups, _ = expect(scales, ("F16", "BF16", "F32"), (None, outputs), f"the outputs of {qweight.name}")
-    _, zero_words = expect(qzeros, ("I32",), (groups, None), f"the groups of {scales.name}")
+    _, zero_words = expect(qzeros, (qweight.dtype,), (groups, None), f"the groups of {scales.name}")
     bits = _bits(qzeros, zero_words, outputs, settings)
-    inputs, rest = divmod(words * _WORD, bits)
-    if rest or (words % bits and settings.layout == "gptq_p"):
+    planar = settings.layout == "gptq_p" or bits in _ONLY_PLANAR
+    inputs, rest = divmod(words * _WORDS[qweight.dtype], bits)
+    if rest or (planar and (words % bits or zero_words % bits) and bits not in _OF_ANY_WORD):
         raise ShapeError(
             f"has {words} rows, which are no whole number of {bits}-bit weights",
             path=qweight.file.path,
@@ -211,17 +229,19 @@ def _module(parts: Mapping[str, StoredTensor], settings: _Settings) -> _Module:
     if g_idx is not None:
         expect(g_idx, ("I32", "I64"), (inputs,), f"{words} words of {bits}-bit weights in {qweight.name}")
     size = _group_size(scales, inputs, groups, settings)
-    return _Module(qweight, qzeros, scales, g_idx, inputs, outputs, groups, bits, size, settings)
+    less_one = settings.layout == "gptq" and not planar
+    return _Module(qweight, qzeros, scales, g_idx, inputs, outputs, groups, bits, size, planar, less_one)
 
 
 def _bits(qzeros: StoredTensor, zero_words: int, outputs: int, settings: _Settings) -> int:
     """Return the bits per weight that the shape of the zero points gives, the configuration's where that agrees."""
-    known = _PLANAR_BITS if settings.layout == "gptq_p" else _STREAM_BITS
-    bits, rest = divmod(zero_words * _WORD, outputs)
+    word = _WORDS[qzeros.dtype]
+    known = _BITS if word == _USUAL_WORD else _OF_ANY_WORD
+    bits, rest = divmod(zero_words * word, outputs)
     if rest or bits not in known or (settings.bits not in (None, bits) and not settings.per_module):
         wanted = f"{settings.bits} bits" if settings.bits else f"one of {', '.join(map(str, known))} bits"
         raise ShapeError(
-            f"has {zero_words} words for {outputs} outputs, which are {zero_words * _WORD / outputs:g} bits each and not {wanted}",
+            f"has {zero_words} words for {outputs} outputs, which are {zero_words * word / outputs:g} bits each and not {wanted}",
             path=qzeros.file.path,
             tensor=qzeros.name,
             remedy="Restore bits in quantization_config, or download the file again.",
@@ -248,7 +268,7 @@ def _group_size(scales: StoredTensor, inputs: int, groups: int, settings: _Setti
 PACKING = Packing(
     name="gptq",
     label="GPTQ",
-    description="formats gptq and gptq_v2 at 2, 3, 4 and 8 bits, gptq_p at 2 to 8; with or without reordered inputs",
+    description="formats gptq, gptq_v2 and gptq_p at 2 to 8 bits; with or without reordered inputs",
     methods=("gptq",),
     recognises=_recognises,
     unpack=_unpack,

@@ -30,6 +30,7 @@ __all__ = ["plain_tensor", "product_encoding", "scaled_tensor"]
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 _WEIGHT_DTYPES = ("F8_E4M3", "F8_E5M2", "I8")
 _POWERS = 24
+_CHUNK = 1 << 18  # weights per step: the intermediate results stay in the cache
 _PADDED_TO = (4, 8, 16, 32, 64, 128)  # multiples to which kernels want the number of scales filled up
 
 
@@ -99,9 +100,7 @@ def scaled_tensor(
     width = weight.shape[-1]
     factor = np.float32(1 / divisor)
 
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        if start == stop:
-            return np.empty((0, encoding.row_bytes(width)), np.uint8)
+    def products(start: int, stop: int) -> NDArray[np.float32]:
         found = _numbers(row_slab(weight, start, stop), weight.dtype)
         if zeros is not None:
             grid.apply(np.subtract, found, zeros, start)
@@ -109,7 +108,15 @@ def scaled_tensor(
             grid.apply(np.multiply, found, grid.scales, start)
             if divisor != 1:
                 found *= factor
-        return rounded(found, encoding)
+        return found
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        out = np.empty((stop - start, encoding.row_bytes(width)), np.uint8)
+        step = max(1, _CHUNK // width)
+        for first in range(start, stop, step):
+            last = min(stop, first + step)
+            out[first - start : last - start] = rounded(products(first, last), encoding)
+        return out
 
     return Tensor(name, weight.shape, encoding, read, f"{weight.file.path.name}: {weight.name}")
 

@@ -13,6 +13,9 @@ __all__ = ["OrderedDictionary", "Storage", "StorageView", "TensorView", "rebuild
 
 DIMENSIONS_MAX = 8
 REPEATED_MAX = 1 << 24  # elements of a view that shows some elements of its storage several times
+REPEATED_ROW_MAX = (
+    1 << 18
+)  # elements of a row of such a view: a row is read as a whole, however few bytes are behind it
 _SIZE_MAX = 1 << 62
 
 Refuse = Callable[[str], NoReturn]
@@ -141,7 +144,8 @@ def _tensor(call: Call, arguments: tuple[object, ...], refuse: Refuse) -> Tensor
 def _check_extent(
     view: StorageView, length: int, offset: int, shape: Sequence[int], strides: Sequence[int], refuse: Refuse
 ) -> None:
-    if prod(size for size in shape if size) > max(length, REPEATED_MAX):
+    elements = prod(size for size in shape if size)
+    if elements > max(length, REPEATED_MAX) or (elements > length and shape[-1] > REPEATED_ROW_MAX):
         refuse(f"a tensor of shape {tuple(shape)} has more elements than its storage {view.storage.key} with {length}")
     if all(shape):
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -15,6 +15,6 @@ MUTATIONS = 250
 def test_damaged_files(name: str, tmp_path: Path) -> None:
     for folder in ("made", "read"):
         (tmp_path / folder).mkdir()
-    accepted, failures = fuzz(READERS[name](tmp_path / "made"), tmp_path / "read", MUTATIONS, seed=1)
-    assert not failures
-    assert MUTATIONS // 50 < accepted < MUTATIONS * 3 // 4  # damage that neither spares nor kills everything
+    tally = fuzz(READERS[name](tmp_path / "made"), tmp_path / "read", range(MUTATIONS), seed=1)
+    assert not tally.failures
+    assert MUTATIONS // 50 < tally.accepted < MUTATIONS * 3 // 4  # damage that neither spares nor kills everything

@@ -27,6 +27,7 @@ from mutations import length_fields, mutate_bytes, mutate_compact_base, mutate_j
 from qconv_encodings import ENCODINGS
 from torch_mutations import interesting_places
 
+from qconv.convert.execute import SLAB_WEIGHTS
 from qconv.convert.opening import open_model
 from qconv.errors import QconvError, TokenizerError
 from qconv.formats.base import Layout, Model, OutputTensor, WriteOptions
@@ -103,23 +104,32 @@ def registries() -> Registries:
 
 
 def look_at(model: Model) -> None:
-    """Look at everything that a model has: metadata, summary, vocabulary, rows at both ends of every tensor."""
+    """Look at everything that a model has: metadata, summary, vocabulary, rows of every tensor, slabs of the largest."""
     for value in model.metadata.values():
         if not isinstance(value.value, bool | int | float | str):
             list(value.value[:50])
     summarize(model).to_dict()
-    for tensor in list(model.tensors.values())[:_TENSORS]:
-        count = min(tensor.row_count, _ROWS)
-        for start in {0, tensor.row_count - count}:
-            read = tensor.read if tensor.encoding.load is None or tensor.encoding.name[0] == "I" else tensor.rows
-            try:
-                read(start, start + count)
-            except QconvError as error:
-                if not str(error):
-                    raise AssertionError("an error without a message") from error
+    tensors = list(model.tensors.values())
+    for tensor in tensors[:_TENSORS]:
+        slow = tensor.encoding.load is None or tensor.encoding.name[0] == "I"  # to compile
+        look_at_rows(tensor.read if slow else tensor.rows, tensor.row_count, _ROWS)
+    if tensors:
+        largest = max(tensors, key=lambda it: it.row_count * it.columns)
+        look_at_rows(largest.read, largest.row_count, max(1, SLAB_WEIGHTS // max(1, largest.columns)))
     if any(key.startswith("tokenizer.") for key in model.metadata):
         with suppress(TokenizerError):  # not every kind that is converted can be run
             load_tokenizer(model).encode("Hello, wörld <s>")
+
+
+def look_at_rows(read: Callable[[int, int], object], rows: int, most: int) -> None:
+    """Read up to ``most`` rows from both ends of a tensor."""
+    count = min(rows, most)
+    for start in {0, rows - count}:
+        try:
+            read(start, start + count)
+        except QconvError as error:
+            if not str(error):
+                raise AssertionError("an error without a message") from error
 
 
 def read_model(path: Path, vocabulary_only: bool = False) -> None:
@@ -235,21 +245,43 @@ def _small_tokenizer(size: int) -> bytes:
 
 def packed_reader(work: Path) -> Reader:
     nvfp4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
+    gptq = {"quant_method": "gptq", "group_size": 32}
+    words = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     cases: dict[str, tuple[packed_folders.Packer, dict[str, Any]]] = {
-        "gptq": (packed_folders.gptq(3, 32, act_order=True), {"quant_method": "gptq", "bits": 3, "group_size": 32}),
+        "gptq": (packed_folders.gptq(3, 32, act_order=True), gptq | {"bits": 3}),
+        "gptq-2": (packed_folders.gptq(2, 32, layout="gptq_v2"), gptq | {"bits": 2, "checkpoint_format": "gptq_v2"}),
+        "gptq-planes": (packed_folders.gptq(5, 32, layout="gptq_p"), gptq | {"bits": 5, "checkpoint_format": "gptq_p"}),
         "awq": (packed_folders.awq_gemm(32), {"quant_method": "awq", "bits": 4, "group_size": 32}),
-        "exl2": (packed_folders.exl2(lambda inputs: [(6, 32), (3, inputs - 32)]), {"quant_method": "exl2"}),
+        "awq-gemv": (packed_folders.awq_gemv(32), {"quant_method": "awq", "group_size": 32, "version": "gemv"}),
+        "exl2": (packed_folders.exl2(lambda inputs: [(6, 32), (2, inputs - 32)]), {"quant_method": "exl2"}),
+        "nf4": (packed_floats.bitsandbytes_4bit(nested=4), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "int8": (packed_floats.bitsandbytes_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "words": (packed_floats.word_integers(3, 32, symmetric=False, act_order=True), words),
         "float8": (packed_floats.float8_blocks((16, 16)), {"quant_method": "fp8", "weight_block_size": [16, 16]}),
+        "mxfp4": (packed_floats.mxfp4, {"quant_method": "compressed-tensors"}),
         "nvfp4": (packed_floats.nvfp4(), nvfp4),
+        "wide": (_noise_of_two_bits, gptq | {"bits": 2}),
     }
+    wide: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
     fixtures = []
     for name, (pack, settings) in cases.items():
-        packed_folders.packed_model(work / name, pack, settings)
+        packed_folders.packed_model(work / name, pack, settings, **(wide if name == "wide" else {}))
         weights = _files(work / name)
         vocabulary = _small_tokenizer(json.loads(weights["config.json"])["vocab_size"])
         fixtures.append(Fixture(weights | {"tokenizer.json": vocabulary}, "", tuple(weights)))
     return Reader(fixtures, read_model)
+
+
+def _noise_of_two_bits(weights: packed_folders.Floats, rng: np.random.Generator) -> packed_folders.PackedLayer:
+    """Return a layer of GPTQ's with the shapes of ``weights`` and nothing of their values."""
+    outputs, inputs = weights.shape
+    scales = rng.random((inputs // 32, outputs)).astype(np.float32)
+    tensors = {
+        ".qweight": packed_folders.int32(rng.integers(0, 1 << 32, (inputs // 16, outputs), np.uint32)),
+        ".qzeros": packed_folders.int32(rng.integers(0, 1 << 32, (inputs // 32, outputs // 16), np.uint32)),
+        ".scales": packed_folders.float16(scales),
+    }
+    return packed_folders.PackedLayer(tensors, weights)
 
 
 # --- torch
@@ -311,7 +343,12 @@ def ggml_reader() -> Reader:
             records=ggml_files.records(weights, (3, lambda rows: ggml_files.q4_1_rows(rows, planar=True)[0])),
         ),
     ]
-    return Reader([Fixture({"model.bin": it.build()}, "model.bin") for it in crafted], read_model)
+    fixtures = [Fixture({"model.bin": it.build()}, "model.bin") for it in crafted]
+    parts = {}
+    for number in (0, 1):
+        found = ggml_files.records(ggml_files.part_slices(weights, number, 2), (1, ggml_files.halves))
+        parts["model.bin.1" if number else "model.bin"] = ggml_files.Craft("ggmf", 1, records=found).build()
+    return Reader([*fixtures, Fixture(parts, "model.bin")], read_model)
 
 
 # --- importance matrices

@@ -116,6 +116,16 @@ def test_logits_come_for_the_positions_asked_for_in_blocks() -> None:
     assert list(forward(found, texts, wanted=slice(0))) == []
 
 
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_shares_of_a_pass_make_up_the_pass(family: str) -> None:
+    """Halves of blocks, also where both read the same stream, and pieces of the output."""
+    found, shares = network(family), list[float]()
+    for block in forward(found, [tokens(20)], block_bytes=8 * 4 * 24, progress=shares.append):
+        assert len(block.logits) <= 8
+    assert len(shares) == 2 * len(found.blocks) + 3
+    assert sum(shares) == pytest.approx(1)
+
+
 def test_a_window_hides_what_lies_before_it() -> None:
     found = network("gemma2", num_hidden_layers=1, sliding_window=5)
     text = tokens(20)

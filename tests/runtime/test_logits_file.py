@@ -97,9 +97,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(error, match=words):
             open_logits_file(path)
-    path.write_bytes(raw[:140] + struct.pack("<f", math.nan) + raw[144:])
-    with pytest.raises(FormatError, match="chunk 0 has an impossible scale"):
-        list(open_logits_file(path).chunks())
+    for scale, low in ((math.nan, 0.0), (-1.0, 0.0), (3e38, 0.0), (0.0, -math.inf), (0.0, 3e38)):
+        path.write_bytes(raw[:140] + struct.pack("<ff", scale, low) + raw[148:])
+        with pytest.raises(FormatError, match="chunk 0 has an impossible scale"):
+            list(open_logits_file(path).chunks())
     with pytest.raises(MissingFileError):
         open_logits_file(tmp_path / "absent")
 

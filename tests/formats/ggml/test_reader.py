@@ -171,6 +171,25 @@ def test_parts_are_joined(tmp_path: Path, container: str, planar: bool) -> None:
         open_ggml(paths[0], CONTEXT)
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("pack", [crafted.floats, crafted.halves])
+@pytest.mark.parametrize(("container", "version"), [("ggml", 0), ("ggmf", 1), ("ggjt", 1), ("ggjt", 3)])
+def test_any_number_of_parts(tmp_path: Path, container: str, version: int, pack: crafted.Packer, parts: int) -> None:
+    number = int(pack is crafted.halves)
+    craft = sound(container, version, number, pack, file_type=number)
+    for part in range(parts):
+        slices = crafted.part_slices(crafted.weights(), part, parts)
+        path = tmp_path / ("m.bin" if part == 0 else f"m.bin.{part}")
+        replace(craft, records=crafted.records(slices, (number, pack))).write(path)
+    half = np.float16 if number else np.float32
+    expected = {n: w.astype(half).astype(np.float32) if w.ndim > 1 else w for n, w in crafted.weights().items()}
+    with open_ggml(tmp_path / "m.bin", CONTEXT) as model:
+        check_weights(model, expected)
+        assert model.container["parts"] == parts
+        tensor = model.tensors["blk.0.ffn_gate.weight"]
+        assert np.array_equal(tensor.rows(37, 151), expected["layers.0.feed_forward.w1.weight"][37:151])
+
+
 def test_every_missing_part_is_named(tmp_path: Path) -> None:
     pieces = crafted.part_slices(crafted.weights(), 2, 4)
     craft = replace(sound("ggmf", 1), records=crafted.records(pieces, (0, crafted.floats)))

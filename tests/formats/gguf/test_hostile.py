@@ -258,8 +258,8 @@ def test_magic_and_version(path: Path) -> None:
 
 
 def test_big_endian_blocks_of_unknown_order(path: Path) -> None:
-    craft = Craft(records=[Record("a", (256,), kind=19, data=bytes(50))], style=Style(order=">"))
-    refuse(path, craft, "tensor a: .*big-endian IQ1_S cannot be read")
+    craft = Craft(records=[Record("a", (256,), kind=16, data=bytes(66))], style=Style(order=">"))
+    refuse(path, craft, "tensor a: .*big-endian IQ2_XXS cannot be read")
 
 
 def sample() -> Craft:

@@ -23,6 +23,7 @@ from packed_folders import (
     SIZES,
     Floats,
     Packer,
+    Unpacker,
     awq_gemm,
     awq_gemv,
     exl2,
@@ -37,6 +38,7 @@ from qconv.errors import FormatError, MissingFileError, ShapeError, UnmappedTens
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import FORMAT, open_huggingface
+from qconv.formats.huggingface.quantized import unpack_weights
 
 
 def groups(inputs: int) -> list[tuple[int, int]]:
@@ -217,6 +219,20 @@ def test_padding_hides_no_wrong_configuration(tmp_path: Path, context: OpenConte
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(ShapeError):
         open_huggingface(tmp_path / "m", context)
+
+
+def test_rows_that_no_slab_holds_are_refused(tmp_path: Path, unpack: Unpacker) -> None:
+    """A row is unpacked as a whole, and 2 bits become 32."""
+    words = (1 << 16) + 1
+    layer: dict[str, Stored] = {
+        ".qweight": ("I32", (words, 16), bytes(words * 64)),
+        ".qzeros": ("I32", (1, 1), bytes(4)),
+        ".scales": ("F16", (1, 16), bytes(32)),
+    }
+    tensors = unpack.checkpoint({f"x{suffix}": value for suffix, value in layer.items()})
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 2, "group_size": -1}}
+    with pytest.raises(ShapeError, match=r"tensor x\.weight: has rows of 1048592 weights, more than the 1048576"):
+        unpack_weights(tmp_path, config, tensors, unpack.encodings)
 
 
 @anonymous

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from packed_folders import PackedLayer, Unpacker, gptq, int32, rows_of, words_of
 
 from qconv.errors import FormatError, MissingTensorError, QconvError, ShapeError
@@ -34,6 +35,41 @@ def test_weights_are_the_packers(bits: int, layout: str, unpack: Unpacker) -> No
     assert set(found.tensors) == {"x.weight"}
     assert found.facts == {"bits": bits, "group_size": 32, "layout": layout}
     assert found.summary == f"{bits} bits, groups of 32"
+
+
+@pytest.mark.parametrize("declared", [None, "gptq", "gptq_v2", "gptq_p"])
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_some_widths_are_planar_whatever_is_declared(
+    bits: int, sym: bool, declared: str | None, unpack: Unpacker
+) -> None:
+    layer = packed(bits=bits, group_size=32, layout="gptq_p", sym=sym)
+    given = settings(bits, 32, sym=sym) | ({} if declared is None else {"checkpoint_format": declared})
+    np.testing.assert_array_equal(rows_of(unpack(PACKING, layer.tensors, given).tensors["x.weight"]), layer.weights)
+
+
+@pytest.mark.parametrize("dtype", ["I8", "I16", "I64"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+def test_words_of_other_sizes(layout: str, bits: int, dtype: str, unpack: Unpacker) -> None:
+    """A word of any size holds codes from its lowest bits on, down the inputs in one tensor and along the outputs in the other."""
+    layer = packed(bits=bits, group_size=32, layout=layout)
+    size = {"I8": 1, "I16": 2, "I64": 8}[dtype]
+
+    def down(name: str) -> NDArray[np.uint8]:
+        _, shape, data = layer.tensors[name]
+        words = np.frombuffer(data, "<u4").reshape(shape)
+        return np.ascontiguousarray(words.T if name == ".qweight" else words).view(np.uint8)
+
+    weights = down(".qweight").view(f"<i{size}").T  # (words, outputs)
+    zeros = down(".qzeros").view(f"<i{size}")
+    tensors = layer.tensors | {
+        ".qweight": (dtype, weights.shape, np.ascontiguousarray(weights).tobytes()),
+        ".qzeros": (dtype, zeros.shape, zeros.tobytes()),
+    }
+    tensor = unpack(PACKING, tensors, settings(bits, 32, checkpoint_format=layout)).tensors["x.weight"]
+    np.testing.assert_array_equal(rows_of(tensor), layer.weights)
+    np.testing.assert_array_equal(rows_of(tensor, 13, 41), layer.weights[13:41])
 
 
 @pytest.mark.parametrize("group_size", [-1, 96, 16, 40])
@@ -142,7 +178,7 @@ def failure(unpack: Unpacker, kind: type[QconvError], tensors: dict[str, Any], g
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": 5}, "bits: 5, which must be 2, 3, 4 or 8"),
+        ({"bits": 9}, "bits: 9, which must be 2, 3, 4, 5, 6, 7 or 8"),
         ({"bits": "4"}, "bits: '4'"),
         ({"group_size": 0}, "group_size: 0, which must be a number of weights above 0, or -1"),
         ({"group_size": 10**30}, "group_size: 1000"),

@@ -278,6 +278,7 @@ def test_nothing_is_imported_and_nothing_runs(path: Path) -> None:
         (tensor(FLOAT, 0, (2,), (1 << 61,)), "element 2305843009213693952"),
         (tensor(FLOAT, 0, (1 << 31, 1 << 31), (0, 0)), "more elements than its storage"),
         (tensor(FLOAT, 0, (1 << 61, 0), (0, 0)), "more elements than its storage"),
+        (tensor(FLOAT, 0, (2, (1 << 18) + 1), (0, 0)), "more elements than its storage"),
         (name("torch._utils", "_rebuild_tensor_v2") + items(FLOAT, b"N") + b"R", "2 arguments"),
         (name("torch._utils", "_rebuild_parameter") + items(b"N", b"N", b"N") + b"R", "not made of a tensor"),
         (name("torch._tensor", "_rebuild_from_type_v2") + items(b"N", b"N", b"N", b"N") + b"R", "a known class"),
