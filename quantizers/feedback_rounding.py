@@ -40,6 +40,7 @@ ORDER_BLOCK: Final = 256
 
 _NEVER: Final = np.float32(3e38)
 _TWO_VECTORS: Final = 2 * v.LANES
+_RESIDUALS: Final = ORDER_BLOCK * v.LANES
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +111,19 @@ def encode_with_feedback(encoding: Encoding, rows: Floats, factor: Factor, optio
     for start in range(0, factor.columns, STEP):
         stop = min(start + STEP, factor.columns)
         targets = feedback.targets(stop)
-        values = np.empty_like(targets)
-        inverse = np.ascontiguousarray(factor.inverse(start, stop))
+        values, residuals = np.empty_like(targets), np.empty_like(targets)
+        inverse = factor.inverse(start, stop)
         for first in range(0, stop - start, size):
             columns = slice(first, first + size)
+            targets[:, columns] -= residuals[:, :first] @ inverse[:first, columns]
+            block = np.ascontiguousarray(targets[:, columns])
             counts = factor.weights[start + first : start + first + size]
-            data = encoding.encode(targets[:, columns], counts, options)
             corner = factor.unit[start + first : start + first + size, start + first : start + first + size]
-            chosen = _round(codes, encoding, data, targets, inverse, corner, counts, first)
+            data = encoding.encode(block, counts, options)
+            chosen = _round(codes, encoding, data, block, inverse[columns, columns], corner, counts)
             write_codes(chosen, codes.layout, data)
             values[:, columns] = encoding.decode(data)
+            np.subtract(block, values[:, columns], out=residuals[:, columns])
             place = blocks[(start + first) // size] * width
             out[:, place : place + width] = data
         feedback.settle(values)
@@ -144,24 +148,42 @@ def _round(
     inverse: Floats,
     unit: Floats,
     counts: Floats,
-    first: int,
 ) -> NDArray[np.int32]:
-    """Return the codes of a block's units, int32 (n, units), and move the targets of the columns behind them in the step.
+    """Return the codes of a block's units, int32 (n, units); ``targets`` (n, block size) become what they were when their turn came.
 
-    ``inverse`` is that of the whole step, ``unit`` and ``counts`` (:attr:`.Factor.weights`) are of the block, which begins at ``first``.
+    ``inverse``, ``unit`` and ``counts`` (:attr:`.Factor.weights`) are of the block's columns.
     """
     layout = codes.layout
-    units = encoding.block_size // layout.unit
-    found = np.empty((len(data), units), np.int32)
     low = _filled(encoding, data, layout, layout.lowest)
     if layout.unit == 4:
+        units = encoding.block_size // layout.unit
+        found = np.empty((len(data), units), np.int32)
         step = np.asarray(low / np.tile(codes.first, units), np.float32)
-        _round_points(targets, step, codes.features, inverse, np.ascontiguousarray(unit), counts, first, found)
+        inverse, unit = np.ascontiguousarray(inverse), np.ascontiguousarray(unit)
+        _round_points(targets, step, codes.features, inverse, unit, counts, found)
         return found
     step = (_filled(encoding, data, layout, layout.highest) - low) / (codes.levels[-1] - codes.levels[0])
-    offset = low - step * codes.first
-    _round_levels(targets, step, offset, codes.levels, codes.bounds, inverse, first, found)
-    return found
+    turned = _by_column(targets)
+    numbers = np.empty(turned.size, np.int32)
+    _round_levels(
+        len(turned),
+        turned.reshape(-1),
+        _by_column(step).reshape(-1),
+        _by_column(low - step * codes.first).reshape(-1),
+        codes.levels,
+        codes.bounds,
+        np.ascontiguousarray(inverse.T).reshape(-1),
+        numbers,
+    )
+    targets[...] = turned[:, : len(data)].T
+    return np.ascontiguousarray(numbers.reshape(turned.shape)[:, : len(data)].T)
+
+
+def _by_column(rows: Floats) -> Floats:
+    """Return float32 (columns, n): rows side by side, zeros filling up whole vectors."""
+    turned = np.zeros((rows.shape[1], -(-len(rows) // v.LANES) * v.LANES), np.float32)
+    turned[:, : len(rows)] = rows.T
+    return turned
 
 
 def _filled(encoding: Encoding, data: Bytes, layout: CodeLayout, code: int) -> Floats:
@@ -185,34 +207,62 @@ def _spread(targets: FloatArray, row: int, column: int, value: float, inverse: F
 
 @kernel
 def _round_levels(
+    columns: int,
     targets: FloatArray,
     step: FloatArray,
     offset: FloatArray,
     levels: FloatArray,
     bounds: FloatArray,
     inverse: FloatArray,
-    first: int,
     found: IntArray,
 ) -> None:
-    """Choose the level nearest to each target of the columns from ``first`` on.
+    """Choose the level nearest to each target, which the residuals of the columns before it have moved, sixteen rows at a time.
 
-    ``found`` becomes the code: the level's number, for evenly spaced ones the level itself.
+    Args:
+        columns: how many.
+        targets: one column after another, each of all rows, a multiple of sixteen; they become what they were when their turn came.
+        step: as ``targets``: what levels are units of.
+        offset: as ``targets``: what level 0 stands for.
+        levels: ascending.
+        bounds: between them, empty where they are evenly spaced.
+        inverse: transposed: what each column gets of the residuals of those before it.
+        found: as ``targets``: becomes the code: the level's number, for evenly spaced ones the level itself.
     """
-    for row in range(targets.shape[0]):
-        for place in range(found.shape[1]):
-            column = first + place
-            scale = step[row, place]
-            ratio = (targets[row, column] - offset[row, place]) / scale if scale != 0 else np.float32(0)
+    rows = targets.size // columns
+    residuals = scratch(_RESIDUALS)
+    for start in range(0, rows, v.LANES):
+        for column in range(columns):
+            at = column * rows + start
+            target = _moved(v.load(targets, at), residuals, inverse, column * columns, column)
+            scale, zero = v.load(step, at), v.load(offset, at)
+            ratio = v.select(scale != 0, (target - zero) / scale, np.float32(0))
             if bounds.size == 0:
-                level = min(max(np.rint(ratio), levels[0]), levels[-1])
-                code = int(level)
+                level = v.minimum(v.maximum(v.round_even(ratio), levels[0]), levels[-1])
+                code = v.to_int(level)
             else:
-                code = 0
+                code = v.splat_int(0)
                 for bound in bounds:
-                    code += ratio > bound
-                level = levels[code]
-            found[row, place] = code
-            _spread(targets, row, column, offset[row, place] + scale * level, inverse)
+                    code = v.select(ratio > bound, code + 1, code)
+                level = v.gather_float(levels, code)
+            v.store(targets, at, target)
+            v.store(found, at, code)
+            v.store(residuals, column * v.LANES, target - (zero + scale * level))
+
+
+@inlined
+def _moved(target: v.Floats, residuals: FloatArray, inverse: FloatArray, row: int, columns: int) -> v.Floats:
+    """Return targets of a column, less what the residuals of the ``columns`` before it take, in four sums side by side."""
+    one, two, three = v.splat(0), v.splat(0), v.splat(0)
+    whole = columns // 4 * 4
+    for column in range(0, whole, 4):
+        at = column * v.LANES
+        target -= v.load(residuals, at) * inverse[row + column]
+        one += v.load(residuals, at + v.LANES) * inverse[row + column + 1]
+        two += v.load(residuals, at + 2 * v.LANES) * inverse[row + column + 2]
+        three += v.load(residuals, at + 3 * v.LANES) * inverse[row + column + 3]
+    for column in range(whole, columns):
+        target -= v.load(residuals, column * v.LANES) * inverse[row + column]
+    return target - (one + two + three)
 
 
 @kernel
@@ -223,10 +273,9 @@ def _round_points(
     inverse: FloatArray,
     unit: FloatArray,
     counts: FloatArray,
-    first: int,
     found: IntArray,
 ) -> None:
-    """Choose a point, signed as the targets are, for each four columns from ``first`` on.
+    """Choose a point, signed as the targets are, for each four columns; residuals move the targets behind them.
 
     With ``M`` and ``D`` of the four, a choice ``q`` for targets ``t`` costs ``|D^½ Mᵀ (t - q)|²``, which is quadratic in ``q``: its 14 coefficients,
     signs and scale included, times the features of all points.
@@ -240,14 +289,14 @@ def _round_points(
             scale = step[row, place]
             code = 0
             for i in range(4):
-                negative = targets[row, first + place + i] * scale < 0
+                negative = targets[row, place + i] * scale < 0
                 signs[i] = -scale if negative else scale
                 code |= (512 if negative else 0) << i
             feature = 4
             for i in range(4):
                 pull = np.float32(0)
                 for j in range(4):
-                    pull += form[4 * i + j] * targets[row, first + place + j]
+                    pull += form[4 * i + j] * targets[row, place + j]
                 coefficients[i] = form[5 * i] * scale * scale
                 coefficients[10 + i] = -2 * pull * signs[i]
                 for j in range(i + 1, 4):
@@ -257,7 +306,7 @@ def _round_points(
             found[row, number] = code | point
             for i in range(4):
                 value = signs[i] * features[(10 + i) * points + point]
-                _spread(targets, row, first + place + i, value, inverse)
+                _spread(targets, row, place + i, value, inverse)
 
 
 @inlined
