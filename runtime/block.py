@@ -86,7 +86,8 @@ def _normalised(run: Run, norm: Norm | None, hidden: Floats) -> Floats:
         return hidden.copy()
     inputs, function = np.empty_like(hidden), norm_function(run.configuration, norm)
     run.workers.map_rows(lambda rows: function(hidden[rows], inputs[rows]), len(hidden))
-    run.hooks.report(norm.weight.tensor.name, inputs)
+    if norm.weight is not None:
+        run.hooks.report(norm.weight.tensor.name, inputs)
     return inputs
 
 

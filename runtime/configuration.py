@@ -18,7 +18,7 @@ from ..formats.architectures import (
 )
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
-from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
+from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope, read_temperature
 
 __all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
 
@@ -83,10 +83,13 @@ class Configuration:
         residual_scale: what attention and feed-forward add is multiplied by it.
         logit_scale: the model's logits are multiplied by it.
         attention_scale: attention logits are multiplied by it.
+        attention_temperature: queries at position p are multiplied by ``1 + this ln(1 + floor(p / original context))``; 0: they are not.
         attention_soft_cap: attention logits x become ``cap * tanh(x / cap)``; None: no cap.
-        final_soft_cap: the same for the model's logits.
+        attention_clamp: numbers of queries, keys and values go from minus this to this; None: they are not limited.
+        final_soft_cap: the same as attention_soft_cap for the model's logits.
         window: positions that a layer with a sliding window sees, its own included; 0: there are no such layers.
         sliding_period: every layer whose number, from 1, is a multiple sees everything; 0: all do.
+        unrotated_period: every layer whose number, from 1, is a multiple does not rotate; 0: there are no such.
         experts: number of experts, 0 for a dense model.
         dense_layers: leading blocks without experts.
         routing: how experts are chosen, None for a dense model.
@@ -110,10 +113,13 @@ class Configuration:
     residual_scale: float
     logit_scale: float
     attention_scale: float
+    attention_temperature: float
     attention_soft_cap: float | None
+    attention_clamp: float | None
     final_soft_cap: float | None
     window: int
     sliding_period: int
+    unrotated_period: int
     experts: int
     dense_layers: int
     routing: Routing | None
@@ -134,8 +140,10 @@ class Configuration:
 
     def layer_rope(self, layer: int) -> RopeSettings | None:
         """Return the rotary settings of a layer (counted from 0), None where it does not rotate."""
+        if self.unrotated_period and (layer + 1) % self.unrotated_period == 0:
+            return None
         if self.layer_window(layer) is None:
-            return self.rope if self.facts.rotated == "all" else None
+            return self.rope if self.facts.rotated == "all" or not self.window else None
         return self.rope if self.local_rope is None else self.local_rope
 
 
@@ -190,10 +198,13 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         residual_scale=_multiplier(model, values, "residual_multiplier"),
         logit_scale=_multiplier(model, values, "logit_multiplier") / _multiplier(model, values, "logit_divisor"),
         attention_scale=scale * logit_multiplier(model, architecture, rope),
+        attention_temperature=read_temperature(model, architecture, rope),
         attention_soft_cap=_cap(values, "attention_soft_cap"),
+        attention_clamp=_cap(values, "attention_clamp"),
         final_soft_cap=_cap(values, "final_soft_cap"),
         window=size("window", 0),
         sliding_period=0 if facts.sliding_period is None else facts.sliding_period.evaluate(values),
+        unrotated_period=0 if facts.unrotated_period is None else facts.unrotated_period.evaluate(values),
         experts=experts,
         dense_layers=size("dense_layers", 0),
         routing=_routing(model, facts, values, experts),

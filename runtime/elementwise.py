@@ -21,18 +21,19 @@ def _pieces(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def rms_norm(values: Floats, weight: Floats, bias: Floats | None, epsilon: float, out: Floats) -> None:
-    """Fill ``out`` (n, columns) with each row of ``values`` divided by its root mean square, times ``weight``, plus ``bias``; may be in place."""
+def rms_norm(values: Floats, weight: Floats | None, bias: Floats | None, epsilon: float, out: Floats) -> None:
+    """Fill ``out`` (n, columns) with each row of ``values`` divided by its root mean square, times ``weight``, plus ``bias``, where there are such; may be in place."""
     for piece in _pieces(*values.shape):
         part, result = values[piece], out[piece]
         mean_square = np.einsum("ij,ij->i", part, part) / np.float32(part.shape[1])
         np.multiply(part, (1.0 / np.sqrt(mean_square + np.float32(epsilon)))[:, None], out=result)
-        result *= weight
+        if weight is not None:
+            result *= weight
         if bias is not None:
             result += bias
 
 
-def layer_norm(values: Floats, weight: Floats, bias: Floats | None, epsilon: float, out: Floats) -> None:
+def layer_norm(values: Floats, weight: Floats | None, bias: Floats | None, epsilon: float, out: Floats) -> None:
     """As :func:`rms_norm`, each row's mean being subtracted first."""
     for piece in _pieces(*values.shape):
         result = out[piece]
@@ -87,6 +88,14 @@ def _normal_share(values: Floats) -> Floats:
     return np.where(values < 0, tail, np.float32(1.0) - tail)
 
 
+def relu_squared(values: Floats) -> None:
+    """Replace x by the square of max(x, 0), rows in place (Primer, arXiv:2109.08668)."""
+    for piece in _pieces(*values.shape):
+        part = values[piece]
+        np.maximum(part, np.float32(0.0), out=part)
+        part *= part
+
+
 def swiglu_oai(gate: Floats, up: Floats) -> None:
     """Replace ``up`` by min(gate, 7) sigmoid(1.702 min(gate, 7)) (clip(up, -7, 7) + 1), as gpt-oss has it; ``gate`` is overwritten."""
     np.minimum(gate, _OAI_LIMIT, out=gate)
@@ -100,7 +109,12 @@ def swiglu_oai(gate: Floats, up: Floats) -> None:
 
 _OAI_LIMIT, _OAI_SLOPE = np.float32(7.0), np.float32(1.702)
 
-ACTIVATIONS: dict[str, Callable[[Floats], None]] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS: dict[str, Callable[[Floats], None]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu_squared": relu_squared,
+}
 
 JOINING: dict[str, Callable[[Floats, Floats], None]] = {"swiglu_oai": swiglu_oai}
 """Activations of gate and up together; all others are of the gate alone, by which up is multiplied."""

@@ -11,9 +11,9 @@ __all__ = ["Attention", "Block", "Dense", "Experts", "HeadNorm", "LatentAttentio
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A norm's weights, and its bias where it has one."""
+    """A norm's weights and its bias, where it has them."""
 
-    weight: Vector
+    weight: Vector | None
     bias: Vector | None = None
 
 

@@ -30,7 +30,7 @@ def norm_function(configuration: Configuration, norm: Norm | None) -> Apply:
     if norm is None:
         return lambda values, out: None
     function = rms_norm if configuration.facts.norm == "rms" else layer_norm
-    weight, bias = norm.weight.decode(), None if norm.bias is None else norm.bias.decode()
+    weight, bias = (None if part is None else part.decode() for part in (norm.weight, norm.bias))
     return lambda values, out: function(values, weight, bias, configuration.epsilon, out)
 
 

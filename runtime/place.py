@@ -62,7 +62,9 @@ class Place:
         return found
 
     def norm(self, name: str, size: int) -> Norm:
-        """Return the norm ``{name}.weight``."""
+        """Return the norm ``{name}.weight``, or one without weights in families whose norms have none."""
+        if self.configuration.facts.plain_norms:
+            return Norm(None)
         weight = Vector(self.tensor(f"{name}.weight", (size,)), 0, size)
         return Norm(weight, self.vector(f"{name}.bias", size))
 

@@ -32,6 +32,9 @@ def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Fl
     queries, keys, values = products(run.workers, [(inputs, linear) for linear in projections])
     for linear, result in zip(projections, (queries, keys, values), strict=True):
         run.hooks.report(linear.matrix.name, result, linear.matrix.first)
+    if (clamp := run.configuration.attention_clamp) is not None:
+        for result in (queries, keys, values):
+            np.clip(result, -clamp, clamp, out=result)
     _normalise_together(run, layer.query_norm, queries)
     _normalise_together(run, layer.key_norm, keys)
     _mix(run, index, layer, queries, keys, values)
@@ -60,13 +63,14 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     tables = [span.table if window is None else span.local_table for span in run.spans]
     split_queries, split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (queries, keys, values))
 
+    temperature, late = _temperature(run), configuration.facts.normalised_after_rotation
     turned = np.empty((kv_heads, len(keys), size), np.float32)
 
     def turn_keys(task: tuple[int, int]) -> None:
         number, head = task
         rows = slice(run.spans[number].start, run.spans[number].stop)
         part = slice(head, head + 1)
-        _turn(split_keys[rows, part], key_norms[part], settings, tables[number], turned[part, rows])
+        _turn(split_keys[rows, part], key_norms[part], settings, tables[number], turned[part, rows], late)
 
     run.workers.map(turn_keys, [(number, head) for number in range(len(run.spans)) for head in range(kv_heads)])
 
@@ -81,7 +85,9 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
         span, table, heads = run.spans[number], tables[number], slice(head * group, (head + 1) * group)
         mine = split_queries[span.start + positions.start : span.start + positions.stop, heads]
         asked = np.empty((group, len(mine), size), np.float32)
-        _turn(mine, query_norms[heads], settings, None if table is None else table[positions], asked)
+        _turn(mine, query_norms[heads], settings, None if table is None else table[positions], asked, late)
+        if temperature is not None:
+            asked *= temperature[span.start + positions.start : span.start + positions.stop, None]
         all_keys, all_values = (held[head : head + 1] for held in known[number])
         seen = all_keys.shape[1] - (span.stop - span.start) + positions.stop
         attend(
@@ -98,17 +104,31 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(kv_heads)])
 
 
+def _temperature(run: Run) -> Floats | None:
+    """Return float32 (rows,): what queries are multiplied by, None for nothing."""
+    beta, rope = run.configuration.attention_temperature, run.configuration.rope
+    if not beta or rope is None:
+        return None
+    contexts = run.hooks.positions // rope.original_context
+    return (1.0 + beta * np.log1p(contexts)).astype(np.float32)
+
+
 def _turn(
     rows: Floats,
     norms: Sequence[Callable[[Floats, Floats], None]],
     settings: RopeSettings | None,
     table: NDArray[np.complex64] | None,
     out: Floats,
+    late: bool,
 ) -> None:
-    """Fill ``out`` (heads, n, size) with queries or keys (n, heads, size), each head normalised in place, and rotated."""
-    for head, norm in enumerate(norms):
-        norm(rows[:, head], rows[:, head])
+    """Fill ``out`` (heads, n, size) with queries or keys (n, heads, size), each head normalised, in place or ``late``, and rotated."""
+    if not late:
+        for head, norm in enumerate(norms):
+            norm(rows[:, head], rows[:, head])
     if settings is None or table is None:
         out[...] = rows.transpose(1, 0, 2)
     else:
         rotate(rows, table, settings, out)
+    if late:
+        for head, norm in enumerate(norms):
+            norm(out[head], out[head])

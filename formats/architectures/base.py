@@ -145,6 +145,8 @@ class Rope:
         local_theta: base frequency of sliding-window layers, for families where it differs.
         log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
+        temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
+            ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
     """
 
     order: Literal["neox", "interleaved"]
@@ -156,6 +158,7 @@ class Rope:
     share: float = 1.0
     local_theta: float | None = None
     log_multiplier: bool = False
+    temperature: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,7 @@ class RuntimeFacts:
 
     Attributes:
         norm: ``rms`` or ``layer`` (mean removed, with bias). GGUF's weights are multiplied as they are; ``norm+1`` is a transform.
-        activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` (the tanh approximation), or ``swiglu_oai``, which joins gate and up by itself:
+        activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` (the tanh approximation), ``relu_squared``, or ``swiglu_oai``, which joins gate and up by itself:
             ``min(gate, 7) * sigmoid(1.702 * gate) * (clip(up, -7, 7) + 1)``.
         feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
         positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
@@ -234,7 +237,10 @@ class RuntimeFacts:
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
-        rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window.
+        rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
+        unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
+        normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
+        plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
         parallel: whether attention and feed-forward both read the block's input, and their results are added to it together; a condition,
@@ -247,13 +253,16 @@ class RuntimeFacts:
     """
 
     norm: Literal["rms", "layer"]
-    activation: Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu_squared", "swiglu_oai"]
     feed_forward: Literal["gated", "gated_fused", "plain"]
     positions: Literal["rope", "learned"]
     attention_scale: Expression
     scale_embedding: bool = False
     sliding_period: Expression | None = None
     rotated: Literal["all", "sliding"] = "all"
+    unrotated_period: Expression | None = None
+    normalised_after_rotation: bool = False
+    plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
     parallel: bool | Condition = False

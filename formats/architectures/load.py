@@ -168,6 +168,7 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         share=fields.number("share") if "share" in fields else 1.0,
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
+        temperature=fields.flag("temperature", False),
     )
     fields.finish()
     return rope
@@ -225,13 +226,16 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
     fields = Fields(value, f"{where}: runtime", path)
     facts = RuntimeFacts(
         norm=_choice(fields, "norm", ("rms", "layer")),
-        activation=_choice(fields, "activation", ("silu", "gelu", "gelu_tanh", "swiglu_oai")),
+        activation=_choice(fields, "activation", ("silu", "gelu", "gelu_tanh", "relu_squared", "swiglu_oai")),
         feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
         positions=_choice(fields, "positions", ("rope", "learned")),
         attention_scale=_expression(fields, "attention_scale"),
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
+        unrotated_period=_optional_expression(fields, "unrotated_period"),
+        normalised_after_rotation=fields.flag("normalised_after_rotation", False),
+        plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
         parallel=_parallel(fields),
@@ -302,7 +306,8 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):
         demand(facts.attention_scale.names, "the attention scale")
-        demand(facts.sliding_period.names if facts.sliding_period else frozenset(), "the sliding period")
+        for period in (facts.sliding_period, facts.unrotated_period):
+            demand(period.names if period else frozenset(), "a period of layers")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:

@@ -13,12 +13,21 @@ from ..architectures import Architecture, Check, Expression, HyperParameter
 from ..metadata import Field, boolean, float32, uint32
 from .json_files import finite_number
 
-__all__ = ["Values", "check_configuration", "hyper_parameter_metadata", "read_hyper_parameters", "text_section"]
+__all__ = [
+    "Values",
+    "check_configuration",
+    "hyper_parameter_metadata",
+    "layer_types",
+    "read_hyper_parameters",
+    "text_section",
+]
 
 LAYERS_MAX = 1024
 EXPERTS_MAX = 1024
 _INTEGER_MAX = (1 << 31) - 1
 _CAPS = {"layers": LAYERS_MAX, "experts": EXPERTS_MAX}
+
+_IRREGULAR = "GGUF holds only the regular pattern of this family; a plugin can describe another one."
 
 Values = Mapping[str, bool | int | float]
 
@@ -130,21 +139,39 @@ def _violation(check: Check, value: Any, values: Values) -> str | None:
     return None if fine else f"at least {wanted} ({check.at_least.text})"
 
 
-def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
-    """Refuse a pattern of sliding-window layers that the architecture's period does not give; raises ModelError."""
-    types = config.get("layer_types")
+def layer_types(architecture: Architecture, values: Values) -> list[str] | None:
+    """Return what each layer attends to, as ``layer_types`` says it; None for a family whose layers are all alike."""
     facts = architecture.runtime
-    if isinstance(facts, str) or facts.sliding_period is None or not isinstance(types, list):
+    if isinstance(facts, str) or facts.sliding_period is None:
+        return None
+    period = facts.sliding_period.evaluate(values) if values.get("window") else 1
+    layers = range(1, int(values["layers"]) + 1)
+    return ["sliding_attention" if layer % period else "full_attention" for layer in layers]
+
+
+def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
+    """Refuse patterns of layers with sliding windows, or without rotations, that the architecture's periods do not give; raises ModelError."""
+    facts = architecture.runtime
+    if isinstance(facts, str):
         return
-    period = facts.sliding_period.evaluate(values)
-    layers = int(values["layers"])
-    expected = ["sliding_attention" if layer % period else "full_attention" for layer in range(1, layers + 1)]
-    if types != expected:
+    types, rotated = config.get("layer_types"), config.get("no_rope_layers")
+    expected = layer_types(architecture, values)
+    if expected is not None and isinstance(types, list) and types != expected:
+        period = 1 + expected.index("full_attention") if "full_attention" in expected else len(expected) + 1
         raise ModelError(
             f"layer_types is not 'full_attention' in every layer {period} of {period} and 'sliding_attention' in the rest",
             path=path,
-            remedy="GGUF holds only the regular pattern of this family; a plugin can describe another one.",
+            remedy=_IRREGULAR,
         )
+    layers = range(1, int(values["layers"]) + 1)
+    if facts.unrotated_period is not None and isinstance(rotated, list):
+        period = facts.unrotated_period.evaluate(values)
+        if rotated != [int(layer % period != 0) for layer in layers]:
+            raise ModelError(
+                f"no_rope_layers is not 0 in every layer {period} of {period} and 1 in the rest",
+                path=path,
+                remedy=_IRREGULAR,
+            )
 
 
 def hyper_parameter_metadata(architecture: Architecture, values: Values) -> dict[str, Field]:

@@ -25,7 +25,7 @@ from ..metadata import Field, float32, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
-__all__ = ["RopeResult", "read_rope"]
+__all__ = ["TEMPERATURE", "RopeResult", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
@@ -33,6 +33,8 @@ _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
 _YARN_SLOPE = 0.1
+TEMPERATURE = "llama_4_scaling_beta"
+"""By what queries grow beyond the original context."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,14 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     rotated = _rotated(rope, parameters, config, values, path)
     source = _Source(rope, parameters, config, values, path, theta, rotated)
     kind = _kind(parameters, rope, path)
+    if kind == "dynamic" and parameters.get("alpha") is not None:  # Hunyuan's: a larger base, whatever the length
+        theta *= source.number("alpha") ** (rotated / max(1, rotated - 2))
+        kind = "default"
     result = _SCALINGS[kind](source)
     metadata = {"rope.dimension_count": uint32(rotated), "rope.freq_base": float32(theta), **result.metadata}
+    if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
+        metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
+        metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
     if rope.local_theta is not None:
         metadata["rope.freq_base_swa"] = float32(_local_theta(rope, local, config, path))
     elif local is not None and dict(local) != dict(parameters):

@@ -113,6 +113,7 @@ CASES = (
     case("deepseek2-lite", "DeepseekV2ForCausalLM", **LATENT | {"num_hidden_layers": 27}, q_lora_rank=None, routed_scaling_factor=2.5, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
     case("deepseek3", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0),
     case("deepseek3-groups-yarn", "DeepseekV3ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
+    case("glm4moe-lite", "Glm4MoeLiteForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, routed_scaling_factor=1.8, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     case("glm", "GlmForCausalLM", head_dim=16),
     case("glm4", "Glm4ForCausalLM", head_dim=16),
     case("glm4-no-biases", "Glm4ForCausalLM", head_dim=32, attention_bias=False, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
@@ -141,11 +142,31 @@ CASES = (
     case("stablelm-parallel", "StableLmForCausalLM", use_parallel_residual=True, use_qkv_bias=True),
     case("gpt-oss", "GptOssForCausalLM", **GPT_OSS, rope_parameters=yarn(truncate=True)),
     case("gpt-oss-plain", "GptOssForCausalLM", **GPT_OSS, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_hidden_layers=3),
+    case("gemma", "GemmaForCausalLM", head_dim=32),
+    case("nemotron", "NemotronForCausalLM"),
+    case("nemotron-biases", "NemotronForCausalLM", attention_bias=True, mlp_bias=True, num_key_value_heads=4),
+    case("smollm3", "SmolLM3ForCausalLM", num_hidden_layers=5),
+    case("smollm3-untied-yarn", "SmolLM3ForCausalLM", num_hidden_layers=4, tie_word_embeddings=False, rope_parameters=yarn()),
+    case("seed-oss", "SeedOssForCausalLM", head_dim=32),
+    case("ernie4_5", "Ernie4_5ForCausalLM", head_dim=32),
+    case("mistral3", "Ministral3ForCausalLM", head_dim=32, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)),
+    case("hunyuan-dense", "HunYuanDenseV1ForCausalLM", head_dim=32, tie_word_embeddings=True),
+    case("hunyuan-dense-alpha", "HunYuanDenseV1ForCausalLM", head_dim=32, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}),
+    case("phi2", "PhiForCausalLM", num_key_value_heads=4),
+    case("olmo", "OlmoForCausalLM"),
+    case("olmo-clipped", "OlmoForCausalLM", clip_qkv=0.6, num_key_value_heads=4),
+    case("olmo3", "Olmo3ForCausalLM", sliding_window=8, num_hidden_layers=5),
+    case("olmo3-yarn", "Olmo3ForCausalLM", sliding_window=8, num_hidden_layers=4, rope_parameters={
+        "full_attention": yarn(rope_theta=2e5), "sliding_attention": {"rope_type": "default", "rope_theta": 2e5},
+    }),
+    case("exaone4", "Exaone4ForCausalLM", sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=LLAMA3),
+    Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip
 
 # too many layers for tests that go there and back
 DEEP = (
+    case("exaone4-windows", "Exaone4ForCausalLM", sliding_window=8, num_hidden_layers=64, hidden_size=32, intermediate_size=32),
     case("cohere-plus", "CohereForCausalLM", logit_scale=1.5, num_hidden_layers=64, hidden_size=32, intermediate_size=32, use_qk_norm=True, rope_parameters={"rope_type": "default", "rope_theta": 75e4}),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from ...architectures import Architecture, Check, HyperParameter
 from ...architectures.names import fill_name
 from ...base import Model
 from ...metadata import Field
-from ..configuration import Values, hyper_parameter_metadata, read_hyper_parameters
+from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
 from ..rope import read_rope
 from .family import Family
 from .rope import ROPE_KEYS, rebuild_rope
@@ -83,6 +83,8 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
             found |= entry.configuration
     if isinstance(found["architectures"], str):  # a class that an entry asks for
         found["architectures"] = [found["architectures"]]
+    types = layer_types(architecture, values)
+    found |= {"layer_types": types} if types is not None else {}
     found |= rebuild_rope(architecture, values, model.metadata, model.tensors)
     found |= special_ids(model.metadata)
     return found

@@ -14,6 +14,7 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
+from ..rope import TEMPERATURE
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]
@@ -64,9 +65,16 @@ def rebuild_rope(
         scaling = _from_table(known, rope, tensors[_TABLE].rows(0, 1)[0], theta, rotated, int(values["context"]))
     else:
         scaling = None
+    temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")
+    if rope.temperature and scaling is not None and temperature is not None:
+        scaling[TEMPERATURE] = plain_number(temperature)
     if scaling is not None:
         found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
-    elif rope.local_theta is None:
+    if rope.local_theta is not None:
+        local = {"rope_type": "default", "rope_theta": found["rope_local_base_freq"]}
+        full = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+        found["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+    elif scaling is None:
         # the spelling since transformers 5, where some families are scaled unless they say that they are not
         share = {key: found[key] for key in ("partial_rotary_factor",) if key in found}
         found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share}

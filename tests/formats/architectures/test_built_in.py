@@ -39,7 +39,7 @@ def test_names_agree_with_gguf(architecture: Architecture) -> None:
     for entry in architecture.tensors:
         if len(entry.gguf) > 1 or _LATER.fullmatch(entry.hf[0].replace("{layer}", "#")):
             continue
-        if architecture.name in ("cohere", "cohere2", "gemma2") and entry.gguf[0] == "output.weight":
+        if architecture.name in ("cohere", "cohere2", "gemma", "gemma2") and entry.gguf[0] == "output.weight":
             continue  # always tied: the entry is there to leave out a stored copy
         name = entry.hf[0].replace("{layer}", "3")
         if entry.per_expert:  # the gguf package lists the stacked form

@@ -24,6 +24,8 @@ ONE_OF_EACH_CLASS = [
 
 def stored(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
     """Every tensor of a folder: dtype, shape and bytes."""
+    import torch
+
     found = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -32,7 +34,7 @@ def stored(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
                 found[name] = (
                     str(tensor.dtype),
                     list(tensor.shape),
-                    bytes(tensor.contiguous().view(-1).untyped_storage()),
+                    tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
                 )
     return found
 
