@@ -60,7 +60,7 @@ def convert_model(
     chosen = replace(settings or Settings(), type_name=type_name)
     target = find_target(Path(output), to, registries)
     with open(source) as model:
-        importance = load_importance(chosen, registries)
+        importance = load_importance(chosen, registries, model)
         if chosen.budget is not None or chosen.recipe is not None:
             from .budget import fit_to_budget
 
@@ -91,16 +91,21 @@ def quantize(
     return convert_model(source, output, type_name, to="gguf", settings=settings, progress=progress)
 
 
-def load_importance(settings: Settings, registries: Registries) -> ImportanceMatrix | None:
-    """Read and filter the importance matrix that the settings name, or the diagonals of their calibration file; None without either."""
+def load_importance(settings: Settings, registries: Registries, model: Model) -> ImportanceMatrix | None:
+    """Read and filter the importance matrix that the settings name, or the diagonals of their calibration file; None without either.
+
+    Raises ModelError for a calibration file of another model than ``model``.
+    """
     if settings.imatrix is not None:
         from ..formats.imatrix import read_imatrix
 
         matrix = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
     elif settings.calibration is not None:
         from ..formats.calibration import open_calibration
+        from .error_feedback import refuse_other_model
 
         with open_calibration(settings.calibration, registries.open_context()) as found:
+            refuse_other_model(found, model)
             matrix = replace(found.importance, compat=settings.compat)
     else:
         return None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Factors", "open_factors", "plan_feedback"]
+__all__ = ["Factors", "open_factors", "plan_feedback", "refuse_other_model"]
 
 _NAMED: Final = 4  # tensors or experts that a note lists
 _KEY: Final = "quantize.calibration."
@@ -97,11 +97,12 @@ def open_factors(settings: Settings, model: Model, context: OpenContext) -> Fact
     if settings.prune:
         raise UsageError("--calibration and --prune-layers exclude each other", remedy="Prune first, then calibrate.")
     with open_calibration(settings.calibration, context) as found:
-        _refuse_other_model(found, model)
+        refuse_other_model(found, model)
     return None if settings.method == "plain" else Factors(settings, settings.calibration, context)
 
 
-def _refuse_other_model(found: CalibrationFile, model: Model) -> None:
+def refuse_other_model(found: CalibrationFile, model: Model) -> None:
+    """Raise ModelError where a calibration file was measured on a model of other weights."""
     digest = weights_digest(model)
     if digest != found.facts.weights:
         raise ModelError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import TokenizerError
+from ..errors import TokenizerError, UsageError
 from ..formats.base import Model
 from ..plugins.manager import Registries
 from ..runtime.identity import ModelIdentity, Text, identify_model
@@ -87,13 +87,17 @@ class Cut:
 
 
 def cut_text(subject: Subject, text: Text, cut: Cut) -> Windows:
-    """Return the windows of a text; raises UsageError where it is too short."""
+    """Return the windows of a text; raises UsageError, with its name, where it is too short."""
     tokens = subject.tokenizer.encode(text.content, parse_special=cut.parse_special)
     if subject.tokenizer.adds_eos:
         tokens = tokens[:-1]  # the end of the text is no place to predict
-    if cut.stride is None:
-        return cut_standard(tokens, cut.context, subject.bos, cut.limit)
-    return cut_strided(tokens, cut.context, cut.stride, subject.bos, cut.limit)
+    try:
+        if cut.stride is None:
+            return cut_standard(tokens, cut.context, subject.bos, cut.limit)
+        return cut_strided(tokens, cut.context, cut.stride, subject.bos, cut.limit)
+    except UsageError as error:
+        error.path = Path(text.name)
+        raise
 
 
 def describe_cut(

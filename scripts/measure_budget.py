@@ -93,7 +93,7 @@ def main() -> None:
         command = [sys.executable, "-m", "qconv", "imatrix", str(arguments.model), "--text", str(arguments.calibration)]
         subprocess.run([*command, "-o", str(matrix), "--chunks", "200"], check=True, stderr=subprocess.DEVNULL)
         settings = Settings(imatrix=matrix, force=True)
-        importance = load_importance(settings, registries)
+        importance = load_importance(settings, registries, model)
         request = Request(model, output, registries.formats["gguf"], settings, registries, importance)
         cut = Cut(512, None, arguments.measure_chunks)
         windows = cut_text(subject_of(model, registries), read_text(arguments.calibration), cut)

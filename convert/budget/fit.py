@@ -19,7 +19,7 @@ from ...runtime.windows import Windows
 from ..plan import Plan, Step, make_plan
 from ..progress import Bar, no_bar
 from ..settings import Budget, Settings
-from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, probe
+from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, possible_types, probe
 
 __all__ = ["CANDIDATES", "Fit", "Request", "choose", "fit", "measure"]
 
@@ -93,12 +93,16 @@ class Request:
 
 
 def measure(
-    request: Request, windows: Windows | None = None, bar: Bar = no_bar, candidates: Sequence[str] = CANDIDATES
+    request: Request,
+    windows: Windows | None = None,
+    bar: Bar = no_bar,
+    candidates: Sequence[str] = CANDIDATES,
+    goal: Budget | None = None,
 ) -> list[TensorCosts]:
     """Return what every type costs every tensor that a recipe would quantize and for which the user has named no type.
 
-    ``windows`` are of a text on which sensitivities are measured; without, they are guessed from a tensor's kind and size. Raises UsageError
-    where there is no such tensor, and what plans and networks raise.
+    ``windows`` are of a text on which sensitivities are measured; without, they are guessed from a tensor's kind and size. ``goal`` is checked
+    first, as :func:`choose` would. Raises UsageError where there is no such tensor, and what plans and networks raise.
     """
     settings, registries = request.settings, request.registries
     plan = request.plan(replace(settings, type_name=_PROBE_RECIPE))
@@ -109,6 +113,9 @@ def measure(
     every = {name: registries.encodings[name] for name in candidates} | {
         it.encoding.name: it.encoding for it in tensors
     }
+    if goal is not None:
+        sizes = possible_types(tensors, list(every.values()), request.importance)
+        _check(sizes, _bytes_for(plan, sizes, goal), plan, goal)
     with bar("measuring types", len(free)) as advance:
         costs = measure_costs(
             tensors,
@@ -157,7 +164,7 @@ def choose(request: Request, goal: Budget, costs: Sequence[TensorCosts], measure
 
 def fit(request: Request, goal: Budget, windows: Windows | None = None, bar: Bar = no_bar) -> Fit:
     """Measure, and choose."""
-    return choose(request, goal, measure(request, windows, bar), windows is not None)
+    return choose(request, goal, measure(request, windows, bar, goal=goal), windows is not None)
 
 
 def _complete(request: Request, draft: Fit, chosen: Mapping[str, str]) -> Fit:

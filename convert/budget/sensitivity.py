@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ...quantizers.importance import ImportanceMatrix
     from ...runtime.windows import Windows
 
-__all__ = ["Candidate", "TensorCosts", "guessed_sensitivity", "measure_costs", "probe"]
+__all__ = ["Candidate", "TensorCosts", "guessed_sensitivity", "measure_costs", "possible_types", "probe"]
 
 _SAMPLE_WEIGHTS = 1 << 20  # of a tensor, in pieces that are spread evenly over its rows
 _PIECES = 8
@@ -83,6 +83,39 @@ def guessed_sensitivity(name: str, share: float) -> float:
     return share * next((factor for stem, factor in _GUESSES if (part or name).startswith(stem)), 1.0)
 
 
+def possible_types(
+    tensors: Sequence[Tensor], encodings: Sequence[Encoding], importance: ImportanceMatrix | None
+) -> list[TensorCosts]:
+    """Return the types that fit each tensor with their sizes, no error measured.
+
+    Types that need importance are left out for tensors without an entry.
+    """
+    return [
+        TensorCosts(
+            tensor.name,
+            tensor.row_count * tensor.columns,
+            tuple(
+                sorted(
+                    (
+                        Candidate(it.name, it.nbytes(tensor.shape), 0.0)
+                        for it in _possible(tensor, encodings, importance)
+                    ),
+                    key=lambda it: it.nbytes,
+                )
+            ),
+            1.0,
+        )
+        for tensor in tensors
+    ]
+
+
+def _possible(tensor: Tensor, encodings: Sequence[Encoding], importance: ImportanceMatrix | None) -> list[Encoding]:
+    entry = importance is not None and tensor.name in importance.entries
+    return [
+        it for it in encodings if it.fits(tensor.columns) and (entry or it.importance is not ImportanceUse.REQUIRED)
+    ]
+
+
 def measure_costs(
     tensors: Sequence[Tensor],
     encodings: Sequence[Encoding],
@@ -92,18 +125,16 @@ def measure_costs(
     threads: int = 1,
     advance: Callable[[str], None] = lambda name: None,
 ) -> list[TensorCosts]:
-    """Measure every type that fits each tensor; all tensors are equally sensitive until :func:`probe` has been asked.
+    """Measure every one of :func:`possible_types`; all tensors are equally sensitive until :func:`probe` has been asked.
 
-    Types that need importance are left out for tensors without an entry. ``advance`` is called with the name of each finished tensor.
+    ``advance`` is called with the name of each finished tensor.
     """
 
     def measured(tensor: Tensor) -> TensorCosts:
         sample = _sample(tensor)
         entry = importance is not None and tensor.name in importance.entries
         found = []
-        for encoding in encodings:
-            if not encoding.fits(tensor.columns) or (encoding.importance is ImportanceUse.REQUIRED and not entry):
-                continue
+        for encoding in _possible(tensor, encodings, importance):
             error = _relative_error(tensor, sample, encoding, importance if entry else None, options)
             found.append(Candidate(encoding.name, encoding.nbytes(tensor.shape), error))
         advance(tensor.name)

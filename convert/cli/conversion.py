@@ -44,7 +44,7 @@ def convert(
     as_json: bool,
 ) -> None:
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
-    importance = load_importance(settings, registries)
+    importance = load_importance(settings, registries, model)
     if settings.prune:
         whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
         model = prune_layers(model, settings.prune)

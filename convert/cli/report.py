@@ -115,8 +115,9 @@ def counter_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callabl
     """Yield a function to call with the name of each thing as it starts; for work that is counted in things, not bytes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # slow, and many commands show none
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=quiet) as progress:
+    columns, screen = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()), console(stderr=True)
+    silent = quiet or not screen.is_terminal  # elsewhere rich would print an empty line
+    with Progress(*columns, console=screen, transient=True, disable=silent) as progress:
         task = progress.add_task(label, total=total)
         started = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .tensor_scales import transform_scaled
 __all__ = ["assemble", "check_names", "dropped_notes", "measured_values"]
 
 _LISTED = 12
+_ANY_LAYER = re.compile(r"\.\d+\.")
 
 # parts of tensor names that give away what kind of checkpoint it is, with what to do
 _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -71,6 +73,9 @@ def _cause(architecture: Architecture, names: NameMap) -> str:
     for parts, sentence in _CAUSES:
         if any(part in name for name in names.unmapped for part in parts):
             return sentence
+    places = {_ANY_LAYER.sub(".N.", source, count=1) for item in names.mapped for source in item.sources}
+    if not names.missing and all(_ANY_LAYER.sub(".N.", name, count=1) in places for name in names.unmapped):
+        return "They are those of further layers: restore the number of layers in config.json."
     if not names.mapped:
         usual = architecture.tensors[0].hf[0]
         return f"None of its names is known, so perhaps a prefix is missing or too much: {usual} is expected."

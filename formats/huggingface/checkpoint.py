@@ -159,7 +159,7 @@ def _demand(which: str, missing: list[Path]) -> None:
     if missing:
         names = ", ".join(path.name for path in missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
         raise MissingFileError(
-            f"{len(missing)} of the weight files {which} are missing: {names}",
+            f"{len(missing)} of the weight files {which} {'is' if len(missing) == 1 else 'are'} missing: {names}",
             path=missing[0],
             remedy="Download them into the folder.",
         )

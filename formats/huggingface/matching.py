@@ -70,6 +70,7 @@ def _nearest(
 ) -> str:
     """Return a sentence on the architecture whose name map and shapes fit best."""
     best: tuple[int, Architecture, list[str]] | None = None
+    fitting = []
     for architecture in known.values():
         section = text_section(architecture, config)
         try:
@@ -86,10 +87,12 @@ def _nearest(
             distance = len(names.unmapped) + len(names.missing) + len(wrong) + len(names.ambiguous)
         except ModelError:
             continue
+        if not distance:
+            fitting.append(repr(architecture.name))
         if best is None or distance < best[0]:
             best = distance, architecture, differences
     if best is None or 2 * best[0] > len(tensors):
         return "Its tensors resemble none of these."
-    if not best[2]:
-        return f"Its tensors fit {best[1].name!r} in names and shapes."
+    if fitting:
+        return f"Its tensors fit {' and '.join(fitting)} in names and shapes."
     return f"Nearest by its tensors is {best[1].name!r}, but {' and '.join(best[2])}."

@@ -37,6 +37,7 @@ from qconv.formats.metadata import ValueType, boolean, float32, numbers, string,
 from qconv.formats.pretokenizers import find_pre_tokenizer
 from qconv.formats.summary import summarize
 from qconv.plugins.manager import Registries, load_plugins
+from qconv.quantizers.base import Encoding
 from qconv.quantizers.importance import ImportanceEntry, ImportanceMatrix
 from qconv.runtime.bases import open_base
 from qconv.runtime.compact_base import CompactWriter
@@ -111,14 +112,18 @@ def look_at(model: Model) -> None:
     summarize(model).to_dict()
     tensors = list(model.tensors.values())
     for tensor in tensors[:_TENSORS]:
-        slow = tensor.encoding.load is None or tensor.encoding.name[0] == "I"  # to compile
-        look_at_rows(tensor.read if slow else tensor.rows, tensor.row_count, _ROWS)
+        look_at_rows(tensor.rows if _is_decoded(tensor.encoding) else tensor.read, tensor.row_count, _ROWS)
     if tensors:
         largest = max(tensors, key=lambda it: it.row_count * it.columns)
         look_at_rows(largest.read, largest.row_count, max(1, SLAB_WEIGHTS // max(1, largest.columns)))
     if any(key.startswith("tokenizer.") for key in model.metadata):
         with suppress(TokenizerError):  # not every kind that is converted can be run
             load_tokenizer(model).encode("Hello, wörld <s>")
+
+
+def _is_decoded(encoding: Encoding) -> bool:
+    """Whether a test looks at the weights of this encoding; kernels of IQ types take long to compile."""
+    return encoding.load is not None and encoding.name[0] != "I"
 
 
 def look_at_rows(read: Callable[[int, int], object], rows: int, most: int) -> None:
@@ -191,6 +196,9 @@ def _old_gguf(version: int, order: str) -> bytes:
 
 
 def gguf_reader() -> Reader:
+    for encoding in ENCODINGS.values():  # kernels are compiled once, and not by the reader that is watched
+        if _is_decoded(encoding):
+            encoding.decode(np.zeros((1, encoding.block_bytes), np.uint8))
     whole = _gguf_parts(WriteOptions())
     parts = _gguf_parts(WriteOptions(split_max_tensors=4))
     fixtures = [Fixture(whole, "m.gguf"), Fixture(whole, "m.gguf"), Fixture(parts, next(iter(parts)))]

@@ -87,7 +87,7 @@ def mutate_json(data: bytes, source: random.Random) -> bytes:
         key = source.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         match source.randrange(8):
             case 0 | 1 | 2:
-                parent[key] = source.choice(ODD_VALUES)
+                parent[key] = copy.deepcopy(source.choice(ODD_VALUES))  # later changes must not reach the table
             case 3:
                 del parent[key]
             case 4:

@@ -27,6 +27,8 @@ def test_a_size_and_its_recipe(cli: Cli, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--size", "1MiB"], "cannot be met: this model takes between"),
+        (["--size", "1TiB"], "cannot be met: this model takes between"),
+        (["--bpw", "0.5"], "cannot be met: this model takes between"),
         (["--size", "3MiB", "--bpw", "4"], "--size and --bpw exclude each other"),
         (["--size", "3MiB", "--type", "q4_k_m"], "exclude each other"),
         (["--size", "much"], "'much' is no size"),
@@ -38,4 +40,5 @@ def test_what_makes_no_sense(cli: Cli, tmp_path: Path, words: list[str], message
     done = cli("hf-to-gguf", EXAMPLE, "-o", tmp_path / "a.gguf", *words)
     assert done.code == 2
     assert message in done.err
+    assert "measuring" not in done.err  # what cannot be is told before anything is measured
     assert not list(tmp_path.iterdir())

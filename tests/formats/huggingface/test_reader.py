@@ -219,6 +219,20 @@ def test_broken_json_is_named(tmp_path: Path, context: OpenContext, text: bytes,
     assert sentence in message
 
 
+def test_several_that_fit_are_all_named(tmp_path: Path, context: OpenContext) -> None:
+    folder = model_folder(tmp_path / "m", "llama", architectures=["MyForCausalLM"], model_type="mine")
+    message = failure(folder, context, UnknownArchitectureError)
+    assert "'granite' and 'llama'" in message.split("Its tensors fit ")[1]
+
+
+def test_a_layer_too_many_points_to_the_configuration(tmp_path: Path, context: OpenContext) -> None:
+    folder = model_folder(tmp_path / "m", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
+    message = failure(folder, context, UnmappedTensorError)
+    assert "They are those of further layers: restore the number of layers in config.json." in message
+
+
 def test_an_unknown_class_names_the_nearest(tmp_path: Path, context: OpenContext) -> None:
     folder = model_folder(tmp_path / "m", "qwen3", architectures=["MyForCausalLM"], model_type="mine")
     message = failure(folder, context, UnknownArchitectureError)
