@@ -17,8 +17,10 @@ from ...quantizers.budget import Options, bounds, solve
 from ...quantizers.importance import ImportanceMatrix
 from ...quantizers.recipes.tables import recipes
 from ...runtime.windows import Windows
+from ..error_feedback import Factors, plan_feedback
 from ..plan import Plan, Step, make_plan
 from ..settings import Budget, Settings
+from .rounding import Rounding
 from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, probe
 
 __all__ = ["CANDIDATES", "Bar", "Fit", "Request", "choose", "fit", "measure", "no_bar"]
@@ -76,6 +78,7 @@ class Request:
         settings: every other choice; ``budget`` is not looked at.
         registries: what is registered.
         importance: the importance matrix, or None.
+        factors: of the method ``gptq``, or None.
     """
 
     model: Model
@@ -84,10 +87,16 @@ class Request:
     settings: Settings
     registries: Registries
     importance: ImportanceMatrix | None = None
+    factors: Factors | None = None
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the conversion encodes."""
+        return Rounding(self.settings.encode, self.importance, self.factors)
 
     def plan(self, settings: Settings) -> Plan:
         """Return the plan of this conversion with other settings."""
-        return make_plan(
+        plan = make_plan(
             self.model,
             self.output,
             self.target,
@@ -97,6 +106,7 @@ class Request:
             float_source=self.model.format != "gguf",
             architectures=self.registries.architectures,
         )
+        return plan_feedback(plan, self.factors)
 
 
 def measure(
@@ -120,8 +130,7 @@ def measure(
         costs = measure_costs(
             tensors,
             list(every.values()),
-            request.importance,
-            settings.encode,
+            request.rounding,
             threads=settings.threads,
             advance=advance,
         )
@@ -133,8 +142,7 @@ def measure(
             request.model,
             costs,
             registries.encodings,
-            request.importance,
-            settings.encode,
+            request.rounding,
             windows,
             settings.threads,
             advance,
