@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
 
-__all__ = ["DAMPING", "STEP", "Factor", "Feedback", "block_order", "column_order", "factorize"]
+__all__ = ["DAMPING", "STEP", "Factor", "Feedback", "block_order", "column_order", "error_costs", "factorize"]
 
 STEP: Final = 256
 """Columns that are factorized together; steps that do not cross a multiple of it are quickest."""
@@ -235,9 +235,18 @@ class Feedback:
 
     def cost(self) -> Doubles:
         """Return float64 (rows,): each row's share of ``tr(E H Eᵀ)``, damping included."""
-        found = np.zeros(len(self.errors), np.float64)
-        for start in range(0, self.factor.columns, STEP):
-            stop = min(start + STEP, self.factor.columns)
-            left = self.errors[:, :stop] @ self.factor.unit[:stop, start:stop]
-            found += np.square(left.astype(np.float64)) @ self.factor.weights[start:stop]
-        return found
+        return _costs(self.errors, self.factor)
+
+
+def error_costs(errors: Floats, factor: Factor) -> Doubles:
+    """Return float64 (rows,): each row's share of ``tr(E H Eᵀ)``, damping included, for errors (rows, columns) in the layer's own order."""
+    return _costs(errors[:, factor.order], factor)
+
+
+def _costs(errors: Floats, factor: Factor) -> Doubles:
+    found = np.zeros(len(errors), np.float64)
+    for start in range(0, factor.columns, STEP):
+        stop = min(start + STEP, factor.columns)
+        left = errors[:, :stop] @ factor.unit[:stop, start:stop]
+        found += np.square(left.astype(np.float64)) @ factor.weights[start:stop]
+    return found

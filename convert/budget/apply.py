@@ -10,6 +10,7 @@ from ...formats.base import Format, Model
 from ...plugins.manager import Registries
 from ...quantizers.importance import ImportanceMatrix
 from ...runtime.identity import read_text
+from ..error_feedback import open_factors
 from ..measure import Cut, subject_of
 from ..progress import Bar, no_bar
 from ..settings import Settings
@@ -49,7 +50,8 @@ def fit_to_budget(
         subject = subject_of(model, registries)
         texts = [read_text(path) for path in goal.texts]
         windows = cut_for_validation(subject, texts, Cut(goal.context, None, goal.chunks))
-    request = Request(model, output, target, replace(settings, budget=None), registries, importance)
+    factors = open_factors(settings, model, registries.open_context())
+    request = Request(model, output, target, replace(settings, budget=None), registries, importance, factors)
     done = fit(request, goal, windows, bar)
     if goal.recipe_out is not None:
         goal.recipe_out.write_text(recipe_text(done, model.path.name), encoding="utf-8")

@@ -16,9 +16,11 @@ from ...quantizers.budget import Options, bounds, solve
 from ...quantizers.importance import ImportanceMatrix
 from ...quantizers.recipes.tables import recipes
 from ...runtime.windows import Windows
+from ..error_feedback import Factors, plan_feedback
 from ..plan import Plan, Step, make_plan
 from ..progress import Bar, no_bar
 from ..settings import Budget, Settings
+from .rounding import Rounding
 from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, possible_types, probe
 
 __all__ = ["CANDIDATES", "Fit", "Request", "choose", "fit", "measure"]
@@ -69,6 +71,7 @@ class Request:
         settings: every other choice; ``budget`` is not looked at.
         registries: what is registered.
         importance: the importance matrix, or None.
+        factors: of the method ``gptq``, or None.
     """
 
     model: Model
@@ -77,10 +80,16 @@ class Request:
     settings: Settings
     registries: Registries
     importance: ImportanceMatrix | None = None
+    factors: Factors | None = None
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the conversion encodes."""
+        return Rounding(self.settings.encode, self.importance, self.factors)
 
     def plan(self, settings: Settings) -> Plan:
         """Return the plan of this conversion with other settings."""
-        return make_plan(
+        plan = make_plan(
             self.model,
             self.output,
             self.target,
@@ -90,6 +99,7 @@ class Request:
             float_source=self.model.format != "gguf",
             architectures=self.registries.architectures,
         )
+        return plan_feedback(plan, self.factors)
 
 
 def measure(
@@ -114,14 +124,13 @@ def measure(
         it.encoding.name: it.encoding for it in tensors
     }
     if goal is not None:
-        sizes = possible_types(tensors, list(every.values()), request.importance)
+        sizes = possible_types(tensors, list(every.values()), request.rounding)
         _check(sizes, _bytes_for(plan, sizes, goal), plan, goal)
     with bar("measuring types", len(free)) as advance:
         costs = measure_costs(
             tensors,
             list(every.values()),
-            request.importance,
-            settings.encode,
+            request.rounding,
             threads=settings.threads,
             advance=advance,
         )
@@ -133,8 +142,7 @@ def measure(
             request.model,
             costs,
             registries.encodings,
-            request.importance,
-            settings.encode,
+            request.rounding,
             windows,
             settings.threads,
             advance,

@@ -1,7 +1,8 @@
 """What each type costs each tensor: the relative error of its weights, and how much the model's predictions suffer from it.
 
 The error of a type is the importance-weighted squared error of encoding a sample of a tensor's rows, over what writing zeros would
-leave; with importance from an imatrix that is the relative error of the tensor's products. What an error means to the model differs
+leave; with importance from an imatrix that is the relative error of the tensor's products. With ``--method gptq`` the sample is encoded with
+error feedback, and the whole second moment weighs errors. What an error means to the model differs
 between tensors by orders of magnitude. Where there is a text, the tensor alone is given a type, the text is run, and the divergence
 of the predictions from the source's is what that error costs; errors of other types cost in proportion, and costs of several tensors
 add up, since small perturbations of the predictions do (V. Malinovskii et al., Pushing the Limits of Large Language Model Quantization via the
@@ -20,16 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...formats.base import Model, Tensor
-from ...quantizers.base import EncodeOptions, Encoding, ImportanceUse
+from ...quantizers.base import Encoding, ImportanceUse
 from ...runtime.bases import compare_with_base
 from ...runtime.compact_base import DEFAULT_KEPT, TopRows, encode_top
 from ...runtime.network import load_network
 from ...runtime.perplexity import scored_rows
+from .rounding import Rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...quantizers.importance import ImportanceMatrix
     from ...runtime.windows import Windows
 
 __all__ = ["Candidate", "TensorCosts", "guessed_sensitivity", "measure_costs", "possible_types", "probe"]
@@ -83,9 +84,7 @@ def guessed_sensitivity(name: str, share: float) -> float:
     return share * next((factor for stem, factor in _GUESSES if (part or name).startswith(stem)), 1.0)
 
 
-def possible_types(
-    tensors: Sequence[Tensor], encodings: Sequence[Encoding], importance: ImportanceMatrix | None
-) -> list[TensorCosts]:
+def possible_types(tensors: Sequence[Tensor], encodings: Sequence[Encoding], rounding: Rounding) -> list[TensorCosts]:
     """Return the types that fit each tensor with their sizes, no error measured.
 
     Types that need importance are left out for tensors without an entry.
@@ -98,7 +97,7 @@ def possible_types(
                 sorted(
                     (
                         Candidate(it.name, it.nbytes(tensor.shape), 0.0)
-                        for it in _possible(tensor, encodings, importance)
+                        for it in _possible(tensor, encodings, rounding.has_importance(tensor.name))
                     ),
                     key=lambda it: it.nbytes,
                 )
@@ -109,8 +108,7 @@ def possible_types(
     ]
 
 
-def _possible(tensor: Tensor, encodings: Sequence[Encoding], importance: ImportanceMatrix | None) -> list[Encoding]:
-    entry = importance is not None and tensor.name in importance.entries
+def _possible(tensor: Tensor, encodings: Sequence[Encoding], entry: bool) -> list[Encoding]:
     return [
         it for it in encodings if it.fits(tensor.columns) and (entry or it.importance is not ImportanceUse.REQUIRED)
     ]
@@ -119,8 +117,7 @@ def _possible(tensor: Tensor, encodings: Sequence[Encoding], importance: Importa
 def measure_costs(
     tensors: Sequence[Tensor],
     encodings: Sequence[Encoding],
-    importance: ImportanceMatrix | None,
-    options: EncodeOptions,
+    rounding: Rounding,
     *,
     threads: int = 1,
     advance: Callable[[str], None] = lambda name: None,
@@ -132,16 +129,16 @@ def measure_costs(
 
     def measured(tensor: Tensor) -> TensorCosts:
         sample = _sample(tensor)
-        entry = importance is not None and tensor.name in importance.entries
+        entry = rounding.has_importance(tensor.name)
         found = []
-        for encoding in _possible(tensor, encodings, importance):
-            error = _relative_error(tensor, sample, encoding, importance if entry else None, options)
+        for encoding in _possible(tensor, encodings, entry):
+            error = _relative_error(tensor, sample, encoding, rounding)
             found.append(Candidate(encoding.name, encoding.nbytes(tensor.shape), error))
         advance(tensor.name)
         found.sort(key=lambda it: (it.nbytes, it.error))
         return TensorCosts(tensor.name, tensor.row_count * tensor.columns, tuple(found), 1.0)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with rounding.alone(), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(measured, tensors))
 
 
@@ -163,18 +160,13 @@ def _relative_error(
     tensor: Tensor,
     sample: Sequence[tuple[int, NDArray[np.float32]]],
     encoding: Encoding,
-    importance: ImportanceMatrix | None,
-    options: EncodeOptions,
+    rounding: Rounding,
 ) -> float:
     lost = whole = 0.0
-    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
     for expert, rows in sample:
-        vector = None if importance is None else importance.vector(tensor.name, tensor.columns, expert, experts)
-        used = None if encoding.importance is ImportanceUse.UNUSED else vector
-        difference = encoding.decode(encoding.encode(rows, used, options)) - rows
-        weights = np.ones(tensor.columns, np.float32) if vector is None else vector
-        lost += float(np.square(difference, dtype=np.float64) @ weights @ np.ones(len(rows)))
-        whole += float(np.square(rows, dtype=np.float64) @ weights @ np.ones(len(rows)))
+        difference = encoding.decode(rounding.encode(tensor, encoding, rows, expert)) - rows
+        lost += rounding.cost(tensor, difference, expert)
+        whole += rounding.cost(tensor, rows, expert)
     return lost / whole if whole else 0.0
 
 
@@ -182,8 +174,7 @@ def probe(
     model: Model,
     costs: Sequence[TensorCosts],
     encodings: Mapping[str, Encoding],
-    importance: ImportanceMatrix | None,
-    options: EncodeOptions,
+    rounding: Rounding,
     windows: Windows,
     threads: int = 1,
     advance: Callable[[str], None] = lambda name: None,
@@ -198,7 +189,7 @@ def probe(
     found = {}
     for it in costs:
         near = min(it.candidates, key=lambda one: abs(8 * one.nbytes / it.weights - _PROBE_BITS))
-        damaged = _with_encoded(model, it.name, encodings[near.encoding], importance, options)
+        damaged = _with_encoded(model, it.name, encodings[near.encoding], rounding)
         total, count = 0.0, 0
         scored = scored_rows(
             load_network(damaged), windows, threads=threads, move=lambda count: move(count / len(windows.tokens))
@@ -230,15 +221,10 @@ def _fields(rows: TopRows) -> Iterator[NDArray[np.generic]]:
     yield from (rows.target, rows.tail, rows.tokens, rows.log_probabilities)
 
 
-def _with_encoded(
-    model: Model, name: str, encoding: Encoding, importance: ImportanceMatrix | None, options: EncodeOptions
-) -> Model:
+def _with_encoded(model: Model, name: str, encoding: Encoding, rounding: Rounding) -> Model:
     """Return ``model`` with one tensor as ``encoding`` would hold it, encoded when it is read and kept while the pass needs it."""
     tensor = model.tensors[name]
-    entry = importance if importance is not None and name in importance.entries else None
-    if encoding.importance is ImportanceUse.UNUSED:
-        entry = None
-    read = lru_cache(maxsize=64)(partial(_encoded_rows, tensor, encoding, entry, options))
+    read = lru_cache(maxsize=64)(partial(_encoded_rows, tensor, encoding, rounding))
     tensors = dict(model.tensors) | {name: replace(tensor, encoding=encoding, read=read)}
     return replace(model, tensors=MappingProxyType(tensors), close=lambda: None)
 
@@ -246,19 +232,16 @@ def _with_encoded(
 def _encoded_rows(
     tensor: Tensor,
     encoding: Encoding,
-    importance: ImportanceMatrix | None,
-    options: EncodeOptions,
+    rounding: Rounding,
     start: int,
     stop: int,
 ) -> NDArray[np.uint8]:
     """Encode rows, those of each expert with its own importance."""
     rows = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.row_count
-    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
     pieces = []
     while start < stop:
         expert = start // rows
         end = min(stop, (expert + 1) * rows)
-        vector = None if importance is None else importance.vector(tensor.name, tensor.columns, expert, experts)
-        pieces.append(encoding.encode(tensor.rows(start, end), vector, options))
+        pieces.append(rounding.encode(tensor, encoding, tensor.rows(start, end), expert))
         start = end
     return np.concatenate(pieces) if pieces else np.empty((0, encoding.row_bytes(tensor.columns)), np.uint8)
