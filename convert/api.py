@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from ..errors import UnknownFormatError
+from ..errors import UnknownFormatError, UsageError
 from ..formats.base import Model
 from ..plugins.manager import Registries, load_plugins
 from ..quantizers.importance import ImportanceMatrix
@@ -50,7 +51,7 @@ def convert_model(
         source: model file or folder.
         output: file or folder to make.
         type_name: a recipe such as ``q4_k_m``, an encoding, or ``auto`` for the source's own type.
-        to: format of the output, where its name does not tell.
+        to: format of the output, where its name does not tell; or ``gptq`` or ``awq``, for a folder of 4-bit matrices.
         settings: every other choice; its ``type_name`` is overruled.
         progress: called with the number of output bytes whenever some are done, from worker threads, one at a time.
 
@@ -58,6 +59,9 @@ def convert_model(
     """
     registries = load_plugins().registries()
     chosen = replace(settings or Settings(), type_name=type_name)
+    packing = (to or "").strip().lower()
+    if packing in ("gptq", "awq"):
+        return _pack(source, Path(output), "gptq" if packing == "gptq" else "awq", chosen, registries, progress)
     target = find_target(Path(output), to, registries)
     with open(source) as model:
         importance = load_importance(chosen, registries, model)
@@ -77,6 +81,25 @@ def convert_model(
         )
         plan = add_feedback(plan, model, chosen, registries)
         return run_plan(plan, chosen.force, progress or (lambda count: None))
+
+
+def _pack(
+    source: str | Path,
+    output: Path,
+    packing: Literal["gptq", "awq"],
+    settings: Settings,
+    registries: Registries,
+    progress: Callable[[int], None] | None,
+) -> Result:
+    from .packed_folder import PackedRequest, plan_packed, run_packed
+
+    if settings.type_name.lower() != "auto":
+        raise UsageError(
+            f"a type does not go with the format {packing}", remedy="Leave it out: all matrices get 4 bits."
+        )
+    with open(source) as model:
+        planned = plan_packed(model, output, PackedRequest(packing), settings, registries)
+        return run_packed(planned, settings.force, progress or (lambda count: None))
 
 
 def quantize(

@@ -13,23 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from .. import __version__
 from ..errors import EncodingError, FormatError
-from ..formats.base import Layout, Model, OutputTensor, Tensor, WriteOptions
-from ..formats.huggingface.out.writer import BELONGINGS, lay_out_huggingface
-from ..formats.metadata import Field
+from ..formats.base import Layout, Model, Tensor
+from ..formats.huggingface.out.writer import BELONGINGS
 from ..formats.whole_file import whole_file
 from ..plugins.manager import Registries
-from ..quantizers.base import DEFAULT_OPTIONS, Encoding
+from ..quantizers.base import Encoding
 from ..quantizers.exl2_options import Exl2Option, head_options
 from ..quantizers.exl2_packing import pack_exl2
 from ..quantizers.exl2_rounding import Exl2Matrix
-from ..quantizers.recipes.request import Choice
 from ..runtime.network import load_network
 from ..runtime.windows import token_digest
 from .exl2_measurement import Measured, Strategy, check_rate, choose_rows, read_measurement, write_measurement
@@ -39,7 +36,8 @@ from .folders import check_folder
 from .jobs import run_plan
 from .locking import open_locked
 from .measure import Subject
-from .plan import Plan, Step
+from .plan import Plan
+from .quantized_folder import in_float16, plan_folder
 from .streams import Streams
 
 if TYPE_CHECKING:
@@ -271,65 +269,26 @@ def _plan(
         if name in linears:
             tensors += store.tensors(linears[name], encodings)
         elif name != head:
-            tensors.append(_in_float16(tensor, encodings["F16"]))
+            tensors.append(in_float16(tensor, encodings["F16"]))
     tensors += store.tensors(subject.head, encodings)
-    documents = {**subject.prepared.documents}
-    documents["config.json"] = _configuration(documents["config.json"], request, windows)
-    steps = tuple(
-        Step(
-            it,
-            OutputTensor(it.name, it.shape, it.encoding),
-            Choice(it.name, it.encoding.name, it.encoding.name, it.encoding.name, "EXL2"),
-        )
-        for it in tensors
-    )
-    options = WriteOptions(split_max_size=request.split_max_size, documents=MappingProxyType(documents))
-
-    def lay_out(metadata: Mapping[str, Field]) -> Layout:
-        return lay_out_huggingface(output, metadata, [step.target for step in steps], options)
-
-    return Plan(
-        model=replace(subject.prepared, path=model.path, files=(*model.files, store.folder / "job.json")),
+    return plan_folder(
+        replace(subject.prepared, path=model.path, files=(*model.files, store.folder / "job.json")),
+        tensors,
+        output,
+        _quantization(request, windows),
         target="exl2",
-        recipe="EXL2",
-        steps=steps,
-        metadata=subject.prepared.metadata,
-        layout=lay_out(subject.prepared.metadata),
-        encode_options=DEFAULT_OPTIONS,
+        split_max_size=request.split_max_size,
         threads=1 if request.threads is None else request.threads,
-        allow_nonfinite=False,
-        notes=subject.prepared.notes,
-        lay_out=lay_out,
     )
 
 
-def _in_float16(tensor: Tensor, encoding: Encoding) -> Tensor:
-    """Return a tensor in float16, in which ExLlamaV2 has everything that it does not quantize."""
-    if tensor.encoding.name == encoding.name:
-        return tensor
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        with np.errstate(over="ignore"):
-            rows = tensor.rows(start, stop).astype("<f2")
-        if not np.isfinite(rows).all():
-            raise EncodingError(
-                "has weights that float16 cannot hold", tensor=tensor.name, remedy="EXL2 cannot hold this model."
-            )
-        return rows.view(np.uint8)
-
-    return replace(tensor, encoding=encoding, read=read)
-
-
-def _configuration(text: bytes, request: Exl2Request, windows: Windows) -> bytes:
-    """Return ``config.json`` with what ExLlamaV2 says about a quantized model."""
+def _quantization(request: Exl2Request, windows: Windows) -> dict[str, Any]:
+    """Return what ExLlamaV2 says about a quantized model."""
     rows, length = (int(it) for it in windows.tokens.shape)
-    quantization = {
+    return {
         "quant_method": "exl2",
         "version": VERSION,
         "bits": request.bpw,
         "head_bits": request.head_bits,
         "calibration": {"rows": rows, "length": length, "dataset": request.dataset},
     }
-    return (
-        json.dumps({**json.loads(text), "quantization_config": quantization}, indent=2, ensure_ascii=False) + "\n"
-    ).encode()

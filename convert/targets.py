@@ -10,7 +10,10 @@ from ..errors import UsageError
 from ..formats.base import Format
 from ..plugins.manager import Registries
 
-__all__ = ["find_target"]
+__all__ = ["PACKED", "find_target"]
+
+PACKED = ("exl2", "gptq", "awq")
+"""Hugging Face folders with packed matrices, which have ways of their own: :mod:`.exl2_folder` and :mod:`.packed_folder`."""
 
 _ENDING = re.compile(r"\.[A-Za-z]\w*")  # ".bin", ".q8_0"; not the ".2-1B" of a model's name
 
@@ -22,7 +25,7 @@ def find_target(output: Path, name: str | None, registries: Registries) -> Forma
     Raises UsageError, which lists the formats that can be written.
     """
     writers = [it for it in registries.formats.values() if it.lay_out is not None]
-    listed = f"Formats that can be written: {', '.join(_label(it) for it in writers)}."
+    listed = f"Formats that can be written: {', '.join([*map(_label, writers), *PACKED])}."
     if name is not None:
         wanted = name.strip().lower()
         for each in writers:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import exl2
+from ...errors import UsageError
+from . import exl2, packed
 from .conversion_options import with_conversion_options
 
 __all__ = ["register"]
@@ -46,12 +47,15 @@ def convert(
     calibration_context: exl2.CalibrationContext = 2048,
     calibration_chunks: exl2.CalibrationChunks = 100,
     measurement: exl2.Measurement = None,
+    group_size: packed.GroupSize = None,
+    symmetric: packed.Symmetric = None,
+    static_groups: packed.StaticGroups = False,
     **words: Any,
 ) -> None:
     """Convert a model of any format to any other: one pass, bounded memory, whole or absent."""
     from ...plugins.manager import load_plugins
     from ..opening import open_model
-    from ..targets import find_target
+    from ..targets import PACKED, find_target
     from .conversion import convert as carry_out
     from .settings import default_output, read_settings, type_label
 
@@ -59,10 +63,32 @@ def convert(
     settings = read_settings(type_name, words)
     registries = load_plugins().registries()
     path = default_output(output, output, label)
-    is_exl2 = to is not None and to.strip().lower() == "exl2"
-    target = None if is_exl2 else find_target(path, to, registries)
+    kind = (to or "").strip().lower()
+    target = None if kind in PACKED else find_target(path, to, registries)
+    of_exl2 = {"--calibration-text": bool(calibration_text), "--measurement": measurement is not None}
+    of_packed = {
+        "--group-size": group_size is not None,
+        "--sym": symmetric is True,
+        "--asym": symmetric is False,
+        "--static-groups": static_groups,
+    }
     choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])
     with open_model(model, registries, *choices) as source:
+        if kind in ("gptq", "awq"):
+            packed.to_packed(
+                source,
+                path,
+                "gptq" if kind == "gptq" else "awq",
+                settings,
+                registries,
+                group_size=group_size,
+                symmetric=symmetric,
+                static_groups=static_groups,
+                others=of_exl2,
+                dry_run=words["dry_run"],
+                as_json=words["as_json"],
+            )
+            return
         if target is None:
             exl2.to_exl2(
                 source,
@@ -75,8 +101,15 @@ def convert(
                 context=calibration_context,
                 chunks=calibration_chunks,
                 measurement=measurement,
+                others=of_packed,
                 dry_run=words["dry_run"],
                 as_json=words["as_json"],
             )
             return
+        for name, given in {**of_exl2, **of_packed}.items():
+            if given:
+                raise UsageError(
+                    f"{name} does not go with an output in the format {target.name}",
+                    remedy=f"Leave it out, or add --to {'exl2' if name in of_exl2 else 'gptq or --to awq'}.",
+                )
         carry_out(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

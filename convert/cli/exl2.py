@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import UsageError
+from .packed import refused
 
 if TYPE_CHECKING:
     from ...formats.base import Model
@@ -66,10 +67,14 @@ def to_exl2(
     context: int,
     chunks: int,
     measurement: Path | None,
+    others: dict[str, bool],
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Quantize a model to an EXL2 folder and print what came of it. Ctrl-C keeps what is done and exits with 1."""
+    """Quantize a model to an EXL2 folder and print what came of it. Ctrl-C keeps what is done and exits with 1.
+
+    ``others`` are further options that do not go with it, and whether they are given.
+    """
     from ...runtime.identity import read_text
     from ...runtime.windows import join
     from ..exl2_folder import Exl2Request, check_request, write_exl2
@@ -77,7 +82,7 @@ def to_exl2(
     from . import report
     from .running import running_bar
 
-    refused = [name for name, given in {**_others(settings), "--dry-run": dry_run}.items() if given]
+    refused = [name for name, given in {**_others(settings), **others, "--dry-run": dry_run}.items() if given]
     if refused:
         raise UsageError(f"{refused[0]} does not go with --to exl2", remedy="Leave it out.")
     if bpw is None:
@@ -111,18 +116,12 @@ def to_exl2(
 def _others(settings: Settings) -> dict[str, bool]:
     """Return the options that a conversion to EXL2 has no use for, and whether they are given."""
     return {
-        "--type": settings.type_name.lower() != "auto",
-        "--tensor-type": bool(settings.tensor_rules),
-        "--imatrix": settings.imatrix is not None,
+        **refused(settings),
         "--calibration": settings.calibration is not None,
         "--method": settings.method != "plain",
+        "--activation-order": settings.activation_order,
         "--override-kv": bool(settings.overrides),
         "--prune-layers": bool(settings.prune),
-        "--keep-split": settings.keep_split,
-        "--size": settings.budget is not None and settings.budget.size is not None,
-        "--recipe": settings.recipe is not None,
-        "--alignment": settings.write.alignment is not None,
-        "--validate": bool(settings.validate),
     }
 
 

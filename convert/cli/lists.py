@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 def formats(as_json: options.Json = False) -> None:
     """List the file formats and model architectures that can be read and written."""
+    from ...formats.packed import PACKINGS
     from ...plugins.manager import load_plugins
+    from ..targets import PACKED
     from . import report
 
     registries = load_plugins().registries()
@@ -40,14 +42,21 @@ def formats(as_json: options.Json = False) -> None:
     architectures = [
         {"name": name, "plugin": registries.providers["architecture"][name]} for name in registries.architectures
     ]
+    packings = [
+        {"name": it.name, "read": True, "write": it.name in PACKED, "description": f"{it.label}: {it.description}"}
+        for it in PACKINGS
+    ]
     if as_json:
-        report.print_json({"formats": found, "architectures": architectures})
+        report.print_json({"formats": found, "packings": packings, "architectures": architectures})
         return
     rows = [
         (str(it["name"]), _yes(it["read"]), _yes(it["write"]), str(it["description"]), str(it["plugin"]))
         for it in found
     ]
     report.print_table("", ("format", "read", "write", "description", "plugin"), rows)
+    report.console().print("\nHugging Face folders whose matrices are packed:")
+    packed = [(str(it["name"]), _yes(it["read"]), _yes(it["write"]), str(it["description"])) for it in packings]
+    report.print_table("", ("packing", "read", "write", "description"), packed)
     names = ", ".join(registries.architectures)
     report.console().print(f"\narchitectures: {names}", soft_wrap=True)
 

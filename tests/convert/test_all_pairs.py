@@ -19,6 +19,8 @@ WRITERS = [it for it in FORMATS.values() if it.lay_out is not None]
 TEXT = Path(__file__).parents[1] / "helpers" / "prose.txt"
 # ggjt repeats shared heads and has no room for the epsilon of the norms: 5e-6 is assumed where 1e-5 was
 LARGEST_DIVERGENCE = 1e-4
+PACKINGS = ("gptq", "awq")
+LARGEST_PACKED_DIVERGENCE = 0.03  # 4 bits, without calibration
 
 
 def digest(tensor: Tensor) -> str:
@@ -62,6 +64,57 @@ def test_every_pair(
     judged = json.loads(cli("validate", example_model, output, *words).out)
     assert judged["tokenizer_parity"]["same"]
     assert judged["statistics"]["divergence"]["value"] < LARGEST_DIVERGENCE
+
+
+@pytest.fixture(scope="module")
+def packed(example_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example as folders of packed matrices."""
+    folder = tmp_path_factory.mktemp("packed")
+    found = {}
+    for packing in PACKINGS:
+        found[packing] = folder / f"made-{packing}"
+        qconv.convert_model(example_model, found[packing], to=packing)
+    return found
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("source", [it.name for it in WRITERS])
+def test_every_source_packed(
+    cli: Cli,
+    source: str,
+    packing: str,
+    sources: dict[str, Path],
+    packed: dict[str, Path],
+    example_model: Path,
+    tmp_path: Path,
+) -> None:
+    """From every format come the same packed matrices."""
+    output = tmp_path / "model"
+    done = cli("convert", sources[source], output, "--to", packing)
+    assert done.code == 0, done.err
+    with qconv.open(output) as model:
+        assert (model.format, model.container["packing"]) == ("huggingface", packing)
+    wanted, found = digests(packed[packing]), digests(output)
+    same = wanted.keys() & found.keys()
+    assert {name.split(".")[2] for name, _ in wanted.keys() ^ found.keys()} <= {"attn_k", "attn_v"}
+    assert {key: wanted[key] for key in same} == {key: found[key] for key in same}
+    words = ("--text", TEXT, "--context", 128, "--chunks", 2, "--json")
+    judged = json.loads(cli("validate", example_model, output, *words).out)
+    assert judged["tokenizer_parity"]["same"]
+    assert judged["statistics"]["divergence"]["value"] < LARGEST_PACKED_DIVERGENCE
+
+
+@pytest.mark.parametrize("target", WRITERS, ids=lambda it: it.name)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packed_folders_become_every_format(
+    cli: Cli, packing: str, target: Format, packed: dict[str, Path], tmp_path: Path
+) -> None:
+    done = cli("convert", packed[packing], tmp_path / "model", "--to", target.name)
+    assert done.code == 0, done.err
+    before, after = digests(packed[packing]), digests(tmp_path / "model")
+    same = before.keys() & after.keys()
+    assert {name.split(".")[2] for name, _ in before.keys() ^ after.keys()} <= {"attn_k", "attn_v"}
+    assert {key: before[key] for key in same} == {key: after[key] for key in same}
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda it: it.name)

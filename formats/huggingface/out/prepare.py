@@ -11,13 +11,13 @@ from typing import Any
 
 from ...base import Model, OpenContext
 from .configuration import rebuild_configuration
-from .family import find_family, invert_tensors
+from .family import Family, find_family, invert_tensors
 from .generation import rebuild_generation
 from .source import Recorded, read_recorded
 from .tokenizer import rebuild_tokenizer
 from .writer import DOCUMENTS
 
-__all__ = ["prepare_for_huggingface"]
+__all__ = ["family_of", "prepare_for_huggingface"]
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 
@@ -30,7 +30,7 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
     cannot be expressed.
     """
     recorded = read_recorded(model.metadata)
-    family = find_family(model, context.architectures, _object(recorded.config), recorded)
+    family = family_of(model, context)
     tensors = invert_tensors(family, model, recorded)
     config, notes = rebuild_configuration(family, model, recorded.config, recorded.same_tokenizer)
     documents = {_CONFIG: config.encode()}
@@ -50,6 +50,12 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
         documents=MappingProxyType(documents),
         notes=(*model.notes, *notes),
     )
+
+
+def family_of(model: Model, context: OpenContext) -> Family:
+    """Return the family by which :func:`prepare_for_huggingface` takes a model back; raises as :func:`find_family`."""
+    recorded = read_recorded(model.metadata)
+    return find_family(model, context.architectures, _object(recorded.config), recorded)
 
 
 def _object(text: str | None) -> Mapping[str, Any] | None:

@@ -1,0 +1,108 @@
+"""GPTQ and AWQ folders with and without a calibration file: mean KL divergence from the source, and perplexity, on held-out text.
+
+    python scripts/measure_packed.py MODEL --calibration TEXT --held-out TEXT [--chunks N] [--group-size N]
+
+Second moments are measured on the whole calibration text, and nothing has seen the held-out one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from measure_feedback import calibrate
+
+import qconv
+from qconv.convert.measure import Cut, cut_text, subject_of
+from qconv.convert.packed_folder import PackedRequest, plan_packed, run_packed
+from qconv.convert.settings import Settings
+from qconv.plugins import load_plugins
+from qconv.runtime.divergence import compare_logits
+from qconv.runtime.identity import read_text
+from qconv.runtime.perplexity import scored_rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make a folder, and whether it has the calibration file."""
+
+    label: str
+    request: PackedRequest
+    calibrated: bool = True
+    order: bool = False
+    method: str = "plain"
+
+
+def rows(size: int) -> tuple[Row, ...]:
+    """Return all ways, at a group size."""
+    gptq, asymmetric = PackedRequest("gptq", size), PackedRequest("gptq", size, symmetric=False)
+    awq = PackedRequest("awq", size)
+    return (
+        Row("gptq, nearest", gptq, calibrated=False),
+        Row("gptq", gptq),
+        Row("gptq, activation order", gptq, order=True),
+        Row("gptq, static groups", PackedRequest("gptq", size, static_groups=True), order=True),
+        Row("gptq asym, nearest", asymmetric, calibrated=False),
+        Row("gptq asym", asymmetric),
+        Row("awq, nearest", awq, calibrated=False),
+        Row("awq, unscaled", PackedRequest("awq", size, scaling=False)),
+        Row("awq", awq),
+        Row("awq --method gptq", awq, method="gptq"),
+    )
+
+
+def judge(source: Path, result: Path, text: Path, chunks: int, threads: int) -> tuple[float, float]:
+    """Return mean divergence in nats and perplexity."""
+    registries = load_plugins().registries()
+    with qconv.open(source) as one, qconv.open(result) as other:
+        subject, candidate = subject_of(one, registries), subject_of(other, registries)
+        windows = cut_text(subject, read_text(text), Cut(512, None, chunks))
+        pairs = zip(
+            scored_rows(subject.network, windows, threads=threads),
+            scored_rows(candidate.network, windows, threads=threads),
+            strict=True,
+        )
+        found = [compare_logits(a.logits, b.logits, a.targets) for a, b in pairs]
+    losses = np.concatenate([it.loss for it in found])
+    return float(np.concatenate([it.divergence for it in found]).mean()), float(np.exp(losses.mean()))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True, help="text")
+    parser.add_argument("--held-out", type=Path, required=True, help="text")
+    parser.add_argument("--chunks", type=int, default=64, help="windows of the held-out text")
+    parser.add_argument("--group-size", type=int, default=128)
+    arguments = parser.parse_args()
+    registries = load_plugins().registries()
+    with tempfile.TemporaryDirectory() as name:
+        moments, output = Path(name) / "calibration.gguf", Path(name) / "out"
+        calibrate(arguments.model, arguments.calibration, moments)
+        print(f"{'':24} {'bits':>6} {'KLD':>9} {'ppl':>9} {'seconds':>8}", flush=True)
+        for row in rows(arguments.group_size):
+            settings = Settings(
+                calibration=moments if row.calibrated else None,
+                activation_order=row.order,
+                method="gptq" if row.method == "gptq" else "plain",
+                force=True,
+            )
+            with qconv.open(arguments.model) as model:
+                planned = plan_packed(model, output, row.request, settings, registries)
+                started = time.perf_counter()
+                run_packed(planned, True, lambda count: None)
+                seconds = time.perf_counter() - started
+            lost, perplexity = judge(arguments.model, output, arguments.held_out, arguments.chunks, settings.threads)
+            print(
+                f"{row.label:24} {planned.bits_per_weight:6.3f} {lost:9.5f} {perplexity:9.4f} {seconds:8.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
