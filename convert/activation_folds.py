@@ -87,7 +87,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
 
 def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     first = giver.weight if isinstance(giver, Norm) else giver.matrix
-    return (first,) if giver.bias is None else (first, giver.bias)
+    return tuple(it for it in (first, giver.bias) if it is not None)
 
 
 def _reading(attention: Attention | LatentAttention) -> tuple[Linear, ...]:
