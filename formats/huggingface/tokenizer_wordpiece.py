@@ -98,7 +98,7 @@ def _normalizer(structure: Structure, path: Path, accept: bool) -> tuple[bool, t
     if list(steps) == ["BertNormalizer"]:
         step = steps["BertNormalizer"]
         lowercase = step.get("lowercase", True) is not False
-        notes = () if step.get("strip_accents") in (None, lowercase) else (_accents_note(lowercase),)
+        notes: tuple[str, ...] = () if step.get("strip_accents") in (None, lowercase) else (_accents_note(lowercase),)
         for key in ("clean_text", "handle_chinese_chars"):
             if step.get(key, True) is False:
                 notes += (f"the tokenizer has {key} off, which runtimes of GGUF have on",)

@@ -108,7 +108,7 @@ def assert_there_and_back(folder: Path, same_tokenizer: bool = True) -> None:
     assert [ours.encode(text).ids for text in TEXTS] == [theirs.encode(text).ids for text in TEXTS]
 
 
-CASES = (
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bert", "BertModel", {}),
     ("nomic-bert", "NomicBertModel", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),
 )
