@@ -48,7 +48,7 @@ def test_later_tokens_change_nothing_and_earlier_ones_do(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cache_continues_where_it_ended(name: str) -> None:
-    found = network(name, **({} if name == "gpt2" else {"sliding_window": 6}))
+    found = network(name, **({} if name in ("gpt2", "mistral3", "exaone4") else {"sliding_window": 6}))
     texts = [tokens(22, 1), tokens(17, 2)]
     cache = FloatCache(found.configuration, (22, 17))
     steps = [logits(found, texts[0][:9], texts[1][:4], cache=cache)]
