@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ...errors import FormatError, MissingFileError
 
 __all__ = ["finite_number", "read_json", "read_json_object"]
 
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 JSON_MAX = 256 << 20  # bytes; the largest tokenizer.json known has some 40 million
 
 
@@ -53,11 +53,11 @@ def read_json(path: Path, purpose: str) -> Any:
 
 
 def finite_number(value: object) -> float | None:
-    """Return a JSON number as float; None for anything else, for NaN and infinities, and for integers beyond a float's range."""
+    """Return a JSON number as float; None for anything else, for NaN, and beyond the range of float32, in which GGUF keeps such numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _FLOAT32_MAX else None

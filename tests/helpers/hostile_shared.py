@@ -17,7 +17,6 @@ def add_shared(name: str, reader: Reader, shared: Path) -> None:
         case "gguf":
             found += [_alone(path) for path in sorted((fixtures / "gguf-old").glob("*.gguf"))]
             found.append(_folder(fixtures / "gguf-split", "m-00001-of-00003.gguf"))
-            found.append(_alone(fixtures / "vocab" / "ggml-vocab-llama-spm.gguf"))
         case "ggml":
             parts = sorted((fixtures / "ggml-legacy").glob("*.bin*"))
             found += [_alone(path) for path in parts if not path.name.startswith("ggmf2")]

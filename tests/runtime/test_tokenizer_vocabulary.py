@@ -62,7 +62,7 @@ def test_defaults_of_byte_level_bpe(byte_level: Mapping[str, Field]) -> None:
 
 def test_scores_may_be_whole_numbers() -> None:
     found = read_vocabulary(model_of(_llama(scores=numbers(range(7), ValueType.INT32))))
-    assert found.scores == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert list(found.scores) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 def test_unknown_types_and_empty_tokens_have_no_text() -> None:

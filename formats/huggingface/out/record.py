@@ -32,7 +32,7 @@ def record_source(
     kept = {"config": read_text(folder / "config.json")}
     if _QUANTIZATION in config:  # the weights are plain numbers now
         plain = {key: value for key, value in config.items() if key != _QUANTIZATION}
-        kept["config"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+        kept["config"] = _text(plain, indent=2) + "\n"
     generation = folder / "generation_config.json"
     if generation.is_file():
         kept["generation_config"] = read_text(generation)
@@ -54,7 +54,17 @@ def _tokenizer(files: TokenizerFiles, metadata: Mapping[str, Field]) -> dict[str
 
 
 def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _text(value, separators=(",", ":"))
+
+
+def _text(value: object, **options: Any) -> str:
+    """Return JSON with characters as they are, but for lone surrogates, which no file of UTF-8 can hold and escapes can."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, **options)
+    return text
 
 
 def _structure(tokenizer: Mapping[str, Any], metadata: Mapping[str, Field]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_whole_floats_are_integers() -> None:
         ("num_hidden_layers", 1025),
         ("rms_norm_eps", "tiny"),
         ("rms_norm_eps", float("inf")),
+        ("rms_norm_eps", 1e39),
         ("rms_norm_eps", None),
         ("tie_word_embeddings", 1),
     ],

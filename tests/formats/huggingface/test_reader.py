@@ -219,6 +219,16 @@ def test_broken_json_is_named(tmp_path: Path, context: OpenContext, text: bytes,
     assert sentence in message
 
 
+def test_half_a_character_in_a_side_file(tmp_path: Path, context: OpenContext) -> None:
+    """JSON can hold a lone surrogate, and UTF-8, which GGUF's strings are, cannot: what is kept of the file spells it as JSON does."""
+    folder = model_folder(tmp_path / "m", "llama")
+    (folder / "tokenizer_config.json").write_text(r'{"tokenizer_class": "LlamaTokenizer", "x": "\ud800"}')
+    with open_huggingface(folder, context) as model:
+        kept = [field.value for key, field in model.metadata.items() if key.endswith("tokenizer_config")]
+        assert all(r"\ud800" in str(value) for value in kept)
+        assert all(isinstance(value, str) and value.encode() for value in kept)
+
+
 def test_several_that_fit_are_all_named(tmp_path: Path, context: OpenContext) -> None:
     folder = model_folder(tmp_path / "m", "llama", architectures=["MyForCausalLM"], model_type="mine")
     message = failure(folder, context, UnknownArchitectureError)

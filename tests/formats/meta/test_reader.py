@@ -264,6 +264,7 @@ def test_shards_of_different_models(tmp_path: Path) -> None:
         ({"n_kv_heads": 3}, ModelError, "n_kv_heads: 3, which must be a divisor of n_heads, 8"),
         ({"n_kv_heads": 2}, ShapeError, r"attention.wk.weight: has shape 8 × 16 in 1 shards, .* params.json gives \(4, 16\)"),
         ({"norm_eps": 0}, ModelError, "norm_eps: 0, which must be a number above 0"),
+        ({"norm_eps": 1e39}, ModelError, r"norm_eps: 1e\+39, which must be a number above 0"),
         ({"multiple_of": 0}, ModelError, "multiple_of: 0"),
         ({"quantization_args": {"scheme": "int8"}}, ModelError, "the weights are quantized"),
         ({"moe": {"num_experts": 8}}, ModelError, "mixture of experts"),
