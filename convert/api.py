@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UnknownFormatError, UsageError
 from ..formats.base import Model
@@ -16,6 +16,9 @@ from .opening import detect
 from .plan import Plan, make_plan
 from .settings import Settings
 from .targets import find_target
+
+if TYPE_CHECKING:
+    from .budget import Fit
 
 __all__ = ["add_feedback", "convert_model", "load_importance", "open", "quantize"]
 
@@ -65,10 +68,11 @@ def convert_model(
     target = find_target(Path(output), to, registries)
     with open(source) as model:
         importance = load_importance(chosen, registries, model)
+        fitted: Fit | None = None
         if chosen.budget is not None or chosen.recipe is not None:
-            from .budget import fit_to_budget
+            from .budget import fit_to_budget, forget
 
-            chosen, _ = fit_to_budget(model, Path(output), target, chosen, registries, importance)
+            chosen, fitted = fit_to_budget(model, Path(output), target, chosen, registries, importance)
         plan = make_plan(
             model,
             Path(output),
@@ -80,7 +84,10 @@ def convert_model(
             architectures=registries.architectures,
         )
         plan = add_feedback(plan, model, chosen, registries)
-        return run_plan(plan, chosen.force, progress or (lambda count: None))
+        done = run_plan(plan, chosen.force, progress or (lambda count: None))
+        if fitted is not None:
+            forget(Path(output))
+        return done
 
 
 def _pack(

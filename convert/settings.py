@@ -41,6 +41,7 @@ class Budget:
         context: tokens per window of these.
         chunks: most windows of each.
         recipe_out: where to write the choice, or None.
+        figure: where to draw size against divergence, a .png, .svg or .pdf, or None.
     """
 
     size: int | None = None
@@ -49,6 +50,7 @@ class Budget:
     context: int = 512
     chunks: int = 8
     recipe_out: Path | None = None
+    figure: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Named mixtures beside types chosen for the same size, rounded plainly and with error feedback: mean KL divergence from the source, and a figure.
 
-    python scripts/measure_budget.py MODEL --calibration TEXT --held-out TEXT [--baseline TABLE] [--figure STEM]
+    python scripts/measure_budget.py MODEL --calibration TEXT --held-out TEXT [--moments FILE] [--baseline TABLE] [--figure STEM]
 
 One calibration file serves all: its diagonals are the importance matrix, its second moments serve ``--method gptq``. Sensitivities are measured on the
-calibration text too, once for either rounding; so nothing has seen the held-out text. ``--baseline`` is a Markdown table of another program's
+calibration text too, once for either rounding; so nothing has seen the held-out text. ``--moments`` names a calibration file that is there already. ``--baseline`` is a Markdown table of another program's
 figures: a type, bytes and divergences per row, of which the last before a column of per cents is taken. ``--figure docs/figures/budget``
 writes ``budget.png`` and ``budget.svg``.
 """
@@ -121,14 +121,16 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=CHUNKS, help=f"windows of {CONTEXT} tokens of the held-out text")
     parser.add_argument("--measure-chunks", type=int, default=16, help="the same of the calibration text")
     parser.add_argument("--mixtures", nargs="+", default=MIXTURES, help="names to compare with")
+    parser.add_argument("--moments", type=Path, help="what qconv calibrate measured on the calibration text")
     parser.add_argument("--baseline", type=Path, help="another program's table")
     parser.add_argument("--figure", type=Path, help="stem of the figure's files")
     arguments = parser.parse_args()
     baseline = read_baseline(arguments.baseline) if arguments.baseline else {}
     rows = []
     with tempfile.TemporaryDirectory() as name, qconv.open(arguments.model) as model:
-        moments, output = Path(name) / "calibration.gguf", Path(name) / "out.gguf"
-        calibrate(arguments.model, arguments.calibration, moments)
+        moments, output = arguments.moments or Path(name) / "calibration.gguf", Path(name) / "out.gguf"
+        if arguments.moments is None:
+            calibrate(arguments.model, arguments.calibration, moments)
         held_out = HeldOut(arguments.model, arguments.held_out, arguments.chunks)
         plain = Laboratory(model, Settings(calibration=moments), output, held_out)
         feedback = Laboratory(model, Settings(calibration=moments, method="gptq"), output, held_out)

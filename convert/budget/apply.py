@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import QconvError, UsageError
 from ...formats.base import Format, Model
+from ...formats.whole_file import refuse_existing
 from ...plugins.manager import Registries
 from ...quantizers.importance import ImportanceMatrix
 from ...runtime.identity import read_text
 from ..error_feedback import open_factors
+from ..figure import check_figure
 from ..measure import Cut, subject_of
 from ..progress import Bar, no_bar
 from ..settings import Settings
 from ..validate import cut_for_validation
+from .checkpoint import Checkpoint, forget, job_digest
+from .figure import draw_front
 from .fit import Fit, Request, fit
+from .front import trace_front
 from .recipe_file import read_recipe, recipe_text
 
 __all__ = ["fit_to_budget"]
@@ -32,7 +37,8 @@ def fit_to_budget(
 ) -> tuple[Settings, Fit | None]:
     """Return settings in which every tensor's type is named, and the fit that chose them, if the settings ask for one.
 
-    Writes ``settings.budget.recipe_out``. Raises UsageError for a goal that cannot be met, or together with a recipe; what readers of
+    Sensitivities that are measured lie beside the output until the caller, who is done with it, calls :func:`.checkpoint.forget`.
+    Writes ``settings.budget.recipe_out`` and ``settings.budget.figure``. Raises UsageError for a goal that cannot be met, or together with a recipe; what readers of
     recipes and texts raise.
     """
     if settings.recipe is not None:
@@ -45,6 +51,9 @@ def fit_to_budget(
     goal = settings.budget
     if settings.compat or settings.pure:
         raise UsageError("--compat and --pure choose types by rules; leave them out to have types chosen for a size")
+    if goal.figure is not None:
+        check_figure(goal.figure)
+        refuse_existing(goal.figure, settings.force)
     windows = None
     if goal.texts:
         subject = subject_of(model, registries)
@@ -52,7 +61,16 @@ def fit_to_budget(
         windows = cut_for_validation(subject, texts, Cut(goal.context, None, goal.chunks))
     factors = open_factors(settings, model, registries.open_context())
     request = Request(model, output, target, replace(settings, budget=None), registries, importance, factors)
-    done = fit(request, goal, windows, bar)
+    kept = None
+    if windows is not None:
+        kept = Checkpoint(output, job_digest(subject.identity, windows, request.rounding))
+    try:
+        done = fit(request, goal, windows, bar, kept)
+    except QconvError:
+        forget(output)
+        raise
+    if goal.figure is not None:
+        draw_front(goal.figure, trace_front(request, done, windows, bar), f"{model.path.name}: types for a size")
     if goal.recipe_out is not None:
         goal.recipe_out.write_text(recipe_text(done, model.path.name), encoding="utf-8")
     return done.settings(settings), done

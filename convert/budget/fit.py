@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from ..error_feedback import Factors, plan_feedback
 from ..plan import Plan, Step, make_plan
 from ..progress import Bar, no_bar
 from ..settings import Budget, Settings
+from .checkpoint import Checkpoint
 from .rounding import Rounding
 from .sensitivity import TensorCosts, guessed_sensitivity, measure_costs, possible_types, probe
 
-__all__ = ["CANDIDATES", "Fit", "Request", "choose", "fit", "measure"]
+__all__ = ["CANDIDATES", "Fit", "Request", "choose", "fit", "measure", "mixtures", "predict"]
 
 CANDIDATES = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K"),
@@ -107,12 +108,15 @@ def measure(
     windows: Windows | None = None,
     bar: Bar = no_bar,
     candidates: Sequence[str] = CANDIDATES,
+    *,
     goal: Budget | None = None,
+    kept: Checkpoint | None = None,
 ) -> list[TensorCosts]:
     """Return what every type costs every tensor that a recipe would quantize and for which the user has named no type.
 
-    ``windows`` are of a text on which sensitivities are measured; without, they are guessed from a tensor's kind and size. ``goal`` is checked
-    first, as :func:`choose` would. Raises UsageError where there is no such tensor, and what plans and networks raise.
+    ``windows`` are of a text on which sensitivities are measured; without, they are guessed from a tensor's kind and size; ``kept`` has those
+    of an earlier run. ``goal`` is checked first, as :func:`choose` would. Raises UsageError where there is no such tensor, and what plans and
+    networks raise.
     """
     settings, registries = request.settings, request.registries
     plan = request.plan(replace(settings, type_name=_PROBE_RECIPE))
@@ -147,6 +151,7 @@ def measure(
             settings.threads,
             advance,
             advance.move,
+            kept,
         )
     return [replace(it, sensitivity=found[it.name]) for it in costs]
 
@@ -170,13 +175,19 @@ def choose(request: Request, goal: Budget, costs: Sequence[TensorCosts], measure
     raise UsageError(f"no choice of types fits {goal.size or 0:,} bytes", remedy="Ask for a little more.")
 
 
-def fit(request: Request, goal: Budget, windows: Windows | None = None, bar: Bar = no_bar) -> Fit:
-    """Measure, and choose."""
-    return choose(request, goal, measure(request, windows, bar, goal=goal), windows is not None)
+def fit(
+    request: Request,
+    goal: Budget,
+    windows: Windows | None = None,
+    bar: Bar = no_bar,
+    kept: Checkpoint | None = None,
+) -> Fit:
+    """Measure, and choose; a goal that cannot be met is refused before anything is measured."""
+    return choose(request, goal, measure(request, windows, bar, goal=goal, kept=kept), windows is not None)
 
 
 def _complete(request: Request, draft: Fit, chosen: Mapping[str, str]) -> Fit:
-    done = replace(draft, chosen=chosen, predicted=_predict(draft.costs, chosen))
+    done = replace(draft, chosen=chosen, predicted=predict(draft.costs, chosen))
     plan = request.plan(done.settings(request.settings))
     return replace(done, size=plan.layout.size, bits_per_weight=plan.bits_per_weight)
 
@@ -227,14 +238,25 @@ def _solve(costs: Sequence[TensorCosts], budget: int) -> dict[str, str]:
     return {it.name: it.candidates[option].encoding for it, option in zip(costs, found, strict=True)}
 
 
-def _predict(costs: Sequence[TensorCosts], chosen: Mapping[str, str]) -> float:
+def predict(costs: Sequence[TensorCosts], chosen: Mapping[str, str]) -> float:
+    """Return the sum of the costs of a choice."""
     return sum(float(it.costs()[[one.encoding for one in it.candidates].index(chosen[it.name])]) for it in costs)
 
 
 def _better_mixture(request: Request, done: Fit, goal: Budget) -> dict[str, str] | None:
     """Return the types of a named mixture that meets the goal and is predicted to be better than what was solved, if there is one."""
-    known = {it.name: {one.encoding for one in it.candidates} for it in done.costs}
     best, found = done.predicted, None
+    for _, plan, chosen in mixtures(request, done.costs):
+        too_large = plan.layout.size > goal.size if goal.size else plan.bits_per_weight > (goal.bits_per_weight or 0)
+        predicted = predict(done.costs, chosen)
+        if not too_large and predicted < best:
+            best, found = predicted, chosen
+    return found
+
+
+def mixtures(request: Request, costs: Sequence[TensorCosts]) -> Iterator[tuple[str, Plan, dict[str, str]]]:
+    """Yield the named mixtures that the conversion could use: name, plan, and the encoding of each tensor of ``costs``."""
+    known = {it.name: {one.encoding for one in it.candidates} for it in costs}
     for recipe in recipes().values():
         if not recipe.is_mixture:
             continue
@@ -243,10 +265,5 @@ def _better_mixture(request: Request, done: Fit, goal: Budget) -> dict[str, str]
         except EncodingError:  # it needs importance, or its blocks do not fit
             continue
         chosen = {step.source.name: step.target.encoding.name for step in plan.steps if step.source.name in known}
-        if any(encoding not in known[name] for name, encoding in chosen.items()):
-            continue
-        too_large = plan.layout.size > goal.size if goal.size else plan.bits_per_weight > (goal.bits_per_weight or 0)
-        predicted = _predict(done.costs, chosen)
-        if not too_large and predicted < best:
-            best, found = predicted, chosen
-    return found
+        if all(encoding in known[name] for name, encoding in chosen.items()):
+            yield recipe.name, plan, chosen

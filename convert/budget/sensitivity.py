@@ -22,10 +22,12 @@ import numpy as np
 
 from ...formats.base import Model, Tensor
 from ...quantizers.base import Encoding, ImportanceUse
+from ...quantizers.recipes.choose import needs_importance
 from ...runtime.bases import compare_with_base
 from ...runtime.compact_base import DEFAULT_KEPT, TopRows, encode_top
 from ...runtime.network import load_network
 from ...runtime.perplexity import scored_rows
+from .checkpoint import Checkpoint
 from .rounding import Rounding
 
 if TYPE_CHECKING:
@@ -33,10 +35,20 @@ if TYPE_CHECKING:
 
     from ...runtime.windows import Windows
 
-__all__ = ["Candidate", "TensorCosts", "guessed_sensitivity", "measure_costs", "possible_types", "probe"]
+__all__ = [
+    "Candidate",
+    "TensorCosts",
+    "base_rows",
+    "divergence",
+    "guessed_sensitivity",
+    "measure_costs",
+    "possible_types",
+    "probe",
+]
 
 _SAMPLE_WEIGHTS = 1 << 20  # of a tensor, in pieces that are spread evenly over its rows
 _PIECES = 8
+_BATCH_TOKENS = 8192  # share one encoding of the weights
 _PROBE_BITS = 3.4  # an error large enough to stand out from rounding, and small enough for costs to add up
 # what a weight's error costs, beside that of most matrices
 _GUESSES = (("output.weight", 4.0), ("attn_v", 2.0), ("ffn_down", 1.5))
@@ -109,9 +121,7 @@ def possible_types(tensors: Sequence[Tensor], encodings: Sequence[Encoding], rou
 
 
 def _possible(tensor: Tensor, encodings: Sequence[Encoding], entry: bool) -> list[Encoding]:
-    return [
-        it for it in encodings if it.fits(tensor.columns) and (entry or it.importance is not ImportanceUse.REQUIRED)
-    ]
+    return [it for it in encodings if it.fits(tensor.columns) and (entry or not _needs_importance(tensor, it))]
 
 
 def measure_costs(
@@ -140,6 +150,10 @@ def measure_costs(
 
     with rounding.alone(), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(measured, tensors))
+
+
+def _needs_importance(tensor: Tensor, encoding: Encoding) -> bool:
+    return encoding.importance is ImportanceUse.REQUIRED or needs_importance(tensor.name, encoding.name)
 
 
 def _sample(tensor: Tensor) -> list[tuple[int, NDArray[np.float32]]]:
@@ -179,32 +193,60 @@ def probe(
     threads: int = 1,
     advance: Callable[[str], None] = lambda name: None,
     move: Callable[[float], None] = lambda tensors: None,
+    kept: Checkpoint | None = None,
 ) -> dict[str, float]:
     """Return the sensitivity of each tensor: run ``windows`` with the tensor alone in a type of about three bits.
 
     It takes a pass of the text per tensor, and one of the source. ``advance`` is called with each tensor's name when it is done,
-    ``move`` with the number of tensors that what was just done amounts to.
+    ``move`` with the number of tensors that what was just done amounts to; what ``kept`` knows is not measured again, and it is told the rest.
     """
-    base = _base_rows(model, windows, threads)
+    base: list[TopRows] = []
     found = {}
     for it in costs:
         near = min(it.candidates, key=lambda one: abs(8 * one.nbytes / it.weights - _PROBE_BITS))
-        damaged = _with_encoded(model, it.name, encodings[near.encoding], rounding)
-        total, count = 0.0, 0
-        scored = scored_rows(
-            load_network(damaged), windows, threads=threads, move=lambda count: move(count / len(windows.tokens))
-        )
-        for rows in scored:
-            reference = base[rows.window]
-            compared = compare_with_base(reference, rows.part, rows.logits, rows.targets)
-            total += float(compared.divergence.sum())
-            count += len(compared.divergence)
-        found[it.name] = max(0.0, total / count) / max(near.error, 1e-12)
+        known = None if kept is None else kept.known.get((it.name, near.encoding))
+        if known is None:
+            base = base or base_rows(model, windows, threads)
+            types = {it.name: encodings[near.encoding]}
+            lost = divergence(model, types, rounding, base, windows, threads, move)
+            known = max(0.0, lost) / max(near.error, 1e-12)
+            if kept is not None:
+                kept.add(it.name, near.encoding, known)
+        found[it.name] = known
         advance(it.name)
     return found
 
 
-def _base_rows(model: Model, windows: Windows, threads: int) -> list[TopRows]:
+def divergence(
+    model: Model,
+    types: Mapping[str, Encoding],
+    rounding: Rounding,
+    base: Sequence[TopRows],
+    windows: Windows,
+    threads: int = 1,
+    move: Callable[[float], None] = lambda passes: None,
+) -> float:
+    """Return the mean divergence in nats of ``model``, with tensors as encodings would hold them, from ``base`` on ``windows``.
+
+    ``move`` is called with the share of the pass that was just done.
+    """
+    damaged = _with_encoded(model, types, rounding)
+    total, count = 0.0, 0
+    scored = scored_rows(
+        load_network(damaged),
+        windows,
+        batch_tokens=_BATCH_TOKENS,
+        threads=threads,
+        move=lambda count: move(count / len(windows.tokens)),
+    )
+    for rows in scored:
+        compared = compare_with_base(base[rows.window], rows.part, rows.logits, rows.targets)
+        total += float(compared.divergence.sum())
+        count += len(compared.divergence)
+    return total / count
+
+
+def base_rows(model: Model, windows: Windows, threads: int) -> list[TopRows]:
     """Return what the source predicts, per window: its most probable tokens and the rest as one."""
     parts: dict[int, list[TopRows]] = {}
     network = load_network(model)
@@ -221,11 +263,17 @@ def _fields(rows: TopRows) -> Iterator[NDArray[np.generic]]:
     yield from (rows.target, rows.tail, rows.tokens, rows.log_probabilities)
 
 
-def _with_encoded(model: Model, name: str, encoding: Encoding, rounding: Rounding) -> Model:
-    """Return ``model`` with one tensor as ``encoding`` would hold it, encoded when it is read and kept while the pass needs it."""
-    tensor = model.tensors[name]
-    read = lru_cache(maxsize=64)(partial(_encoded_rows, tensor, encoding, rounding))
-    tensors = dict(model.tensors) | {name: replace(tensor, encoding=encoding, read=read)}
+def _with_encoded(model: Model, types: Mapping[str, Encoding], rounding: Rounding) -> Model:
+    """Return ``model`` with tensors as encodings would hold them, encoded when they are read; one alone is kept while the pass needs it."""
+    tensors = dict(model.tensors)
+    for name, encoding in types.items():
+        tensor = model.tensors[name]
+        if tensor.encoding.name == encoding.name:
+            continue
+        read: Callable[[int, int], NDArray[np.uint8]] = partial(_encoded_rows, tensor, encoding, rounding)
+        if len(types) == 1:
+            read = lru_cache(maxsize=64)(read)
+        tensors[name] = replace(tensor, encoding=encoding, read=read)
     return replace(model, tensors=MappingProxyType(tensors), close=lambda: None)
 
 

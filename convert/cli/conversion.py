@@ -23,10 +23,12 @@ from ..prune import prune_importance, prune_layers
 from ..settings import Settings
 from ..warmup import compile_codec
 from . import report
+from .choice import choice_as_json, show_choice
 from .validate import show_receipt
 
 if TYPE_CHECKING:
     from ...quantizers.importance import ImportanceMatrix
+    from ..budget import Fit
     from ..certify import Certifier
     from ..validate import Receipt
 
@@ -49,8 +51,9 @@ def convert(
         whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
         model = prune_layers(model, settings.prune)
         importance = None if importance is None else prune_importance(importance, whole, settings.prune)
+    found: Fit | None = None
     if settings.budget is not None or settings.recipe is not None:
-        settings = _choose_types(model, output, target, settings, registries, importance, as_json)
+        settings, found = _choose_types(model, output, target, settings, registries, importance, as_json)
     certifier = None
     if settings.validate:
         if target.name != "gguf":
@@ -78,9 +81,11 @@ def convert(
         report.note(text)
     if certifier is not None:
         certifier.check(plan)
+    choice = {} if found is None else {"choice": choice_as_json(found)}
     if dry_run:
-        _show_plan(plan, as_json)
+        _show_plan(plan, as_json, choice)
         check_output(plan.layout, model.files, settings.force)
+        _forget(found, output)
         return
     total = sum(step.target.nbytes for step in plan.steps)
     try:
@@ -90,13 +95,14 @@ def convert(
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
         raise typer.Exit(1) from None
+    _forget(found, output)
     for name, count in result.replaced.items():
         report.note(f"{name}: {count:,} weights were not finite and are zero now")
     receipt = None if certifier is None else _keep_receipt(certifier, result.paths[0])
     if as_json:
         shown: dict[str, Any] = {"written": [str(path) for path in result.paths]}
         shown |= {} if receipt is None else {"receipt": receipt.to_dict()}
-        report.print_json(plan_as_json(plan) | _result_as_json(result) | shown)
+        report.print_json(plan_as_json(plan) | choice | _result_as_json(result) | shown)
     else:
         _show_result(plan, result)
     if receipt is not None and not as_json:
@@ -114,8 +120,8 @@ def _choose_types(
     registries: Registries,
     importance: ImportanceMatrix | None,
     quiet: bool,
-) -> Settings:
-    """Return the settings with every tensor's type, and say what came of a budget."""
+) -> tuple[Settings, Fit | None]:
+    """Return the settings with every tensor's type, and say and return what came of a budget."""
     from ..budget import fit_to_budget
     from .running import running_bar
 
@@ -126,9 +132,19 @@ def _choose_types(
         report.note(
             f"types chosen: {found.size:,} bytes, {found.bits_per_weight:.3f} bits per weight, {unit} {found.predicted:.4g}"
         )
+        if not quiet:
+            show_choice(found)
         if not found.measured:
             report.note("what each tensor's errors cost was guessed; --measure-on TEXT measures it, and chooses better")
-    return chosen
+    return chosen, found
+
+
+def _forget(found: Fit | None, output: Path) -> None:
+    """Remove what was measured to choose types, which a rerun would have gone on with."""
+    if found is not None:
+        from ..budget import forget
+
+        forget(output)
 
 
 def _keep_receipt(certifier: Certifier, result: Path) -> Receipt | None:
@@ -213,9 +229,9 @@ def _result_as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
     if as_json:
-        report.print_json(plan_as_json(plan))
+        report.print_json(plan_as_json(plan) | choice)
         return
     rows = [
         (

@@ -35,6 +35,7 @@ def conversion_options(
     measure_chunks: options.MeasureChunks = 8,
     recipe: options.Recipe = None,
     recipe_out: options.RecipeOut = None,
+    figure: options.BudgetFigure = None,
     model_name: options.ModelName = None,
     override_kv: options.OverrideKv = None,
     alignment: options.Alignment = None,

@@ -256,6 +256,15 @@ RecipeOut = Annotated[
     Path | None,
     typer.Option("--recipe-out", metavar="FILE", help="Write the choice here.", rich_help_panel="Types for a size"),
 ]
+BudgetFigure = Annotated[
+    Path | None,
+    typer.Option(
+        "--figure",
+        metavar="FILE.svg",
+        help="Draw this size, others and the named mixtures against the divergence.",
+        rich_help_panel="Types for a size",
+    ),
+]
 Recipe = Annotated[
     Path | None,
     typer.Option(

@@ -69,8 +69,8 @@ def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
 def _budget(words: Mapping[str, Any]) -> Budget | None:
     size, bits = words["size"], words["bpw"]
     if size is None and bits is None:
-        if words["measure_on"] or words["recipe_out"]:
-            raise UsageError("--measure-on and --recipe-out go with --size or --bpw")
+        if words["measure_on"] or words["recipe_out"] or words["figure"]:
+            raise UsageError("--measure-on, --recipe-out and --figure go with --size or --bpw")
         return None
     if size is not None and bits is not None:
         raise UsageError("--size and --bpw exclude each other")
@@ -80,6 +80,7 @@ def _budget(words: Mapping[str, Any]) -> Budget | None:
         texts=tuple(words["measure_on"] or ()),
         chunks=words["measure_chunks"],
         recipe_out=words["recipe_out"],
+        figure=words["figure"],
     )
 
 

@@ -23,7 +23,14 @@ from .situation import (
 )
 from .tables import Recipe, fallbacks, find_recipe, never_quantized
 
-__all__ = ["check_importance", "choose_types", "never_quantized_because", "unmatched_rules", "without_importance"]
+__all__ = [
+    "check_importance",
+    "choose_types",
+    "needs_importance",
+    "never_quantized_because",
+    "unmatched_rules",
+    "without_importance",
+]
 
 _CATALOG: Mapping[str, Encoding] = MappingProxyType({encoding.name: encoding for encoding in BUILT_IN})
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
@@ -301,6 +308,11 @@ def unmatched_rules(
     """Return the patterns of ``request.tensor_rules`` that no tensor's name fits: most likely misspelt."""
     rules = Overrides.read(request, encodings).rules
     return [rule.text for rule in rules if not any(rule.pattern.search(tensor.name) for tensor in tensors)]
+
+
+def needs_importance(name: str, encoding: str) -> bool:
+    """Whether a tensor may not become an encoding without an importance vector, whatever the recipe."""
+    return encoding in _NEED_IMPORTANCE and tensor_class(name)[0] not in ("output", "embedding")
 
 
 def without_importance(choices: Sequence[Choice], request: RecipeRequest) -> list[Choice]:

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from measuring import subject
 
 import qconv
-from qconv.convert.budget import Request, choose, measure, read_recipe, recipe_text
+from qconv.convert.budget import Request, choose, measure, read_recipe, recipe_text, trace_front
 from qconv.convert.budget.sensitivity import TensorCosts
+from qconv.convert.error_feedback import open_factors
 from qconv.convert.measure import Cut, cut_text, subject_of
+from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Budget, Settings
 from qconv.errors import FormatError, MissingFileError, UsageError
 from qconv.formats.base import Model
 from qconv.plugins import load_plugins
+from qconv.quantizers.base import EncodeOptions
 from qconv.runtime.identity import read_text
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-llama-7m"
@@ -92,6 +96,14 @@ def test_impossible_goals(request_: Request, costs: list[TensorCosts]) -> None:
         choose(request_, Budget(bits_per_weight=17), costs, False)
 
 
+def test_without_importance_no_type_needs_it(request_: Request) -> None:
+    costs = measure(request_, candidates=("IQ1_S", "IQ2_S", "Q2_K", "Q4_K"))
+    found = {it.name: {one.encoding for one in it.candidates} for it in costs}
+    assert "IQ2_S" in found["token_embd.weight"] and "IQ2_S" not in found["blk.0.attn_k.weight"]
+    done = choose(request_, Budget(size=2_800_000), costs, False)
+    assert request_.plan(done.settings(request_.settings)).layout.size <= 2_800_000
+
+
 def test_what_the_user_names_stays(request_: Request, costs: list[TensorCosts]) -> None:
     settings = replace(request_.settings, tensor_rules=((r"ffn_down", "q8_0"),))
     named = replace(request_, settings=settings)
@@ -137,6 +149,41 @@ def test_bad_recipes(model: Model, tmp_path: Path, text: bytes, message: str) ->
         read_recipe(path, model.tensors)
     with pytest.raises(MissingFileError):
         read_recipe(tmp_path / "none", model.tensors)
+
+
+def test_a_front_is_measured(request_: Request, costs: list[TensorCosts], model: Model) -> None:
+    windows = cut_text(subject_of(model, REGISTRIES), read_text(PROSE), Cut(64, None, 2))
+    done = choose(request_, Budget(size=4_300_000), costs, True)
+    front = trace_front(
+        replace(request_, settings=replace(request_.settings, encode=EncodeOptions("fast"))), done, windows
+    )
+    assert front.goal in front.chosen
+    assert {"Q3_K_M", "Q4_K_S", "Q5_K_M"} <= {it.label for it in front.mixtures}
+    sizes = [it.size for it in front.chosen]
+    assert len(set(sizes)) == len(sizes) >= 8 and sizes == sorted(sizes)
+    assert all(it.measured is not None and 0 < it.measured < 1 for it in (*front.chosen, *front.mixtures))
+    assert front.chosen[0].measured > 3 * front.chosen[-1].measured  # type: ignore[operator]
+    assert [it.predicted for it in front.chosen] == sorted((it.predicted for it in front.chosen), reverse=True)
+
+
+def test_error_feedback_is_part_of_the_costs_and_of_the_size(
+    costs: list[TensorCosts], model: Model, tmp_path: Path
+) -> None:
+    moments = tmp_path / "cal.gguf"
+    with subject(EXAMPLE) as it:
+        text = read_text(PROSE)
+        measure_moments(MomentJob(it, [text], cut_text(it, text, Cut(128))), moments, memory=1 << 30)
+    settings = Settings(calibration=moments, method="gptq", threads=2, budget=Budget(size=3_600_000))
+    factors = open_factors(settings, model, REGISTRIES.open_context())
+    request = Request(model, tmp_path / "x.gguf", REGISTRIES.formats["gguf"], settings, REGISTRIES, None, factors)
+    plain = replace(request, factors=None)
+    for tensor, before in zip(measure(request, candidates=FEW), costs, strict=True):
+        after = {one.encoding: one.error for one in tensor.candidates}
+        feeds = tensor.name != "token_embd.weight"  # it is looked up, not multiplied
+        assert all((after[one.encoding] < one.error) == feeds for one in before.candidates if one.error), tensor.name
+    assert plain.rounding.factors is None
+    qconv.convert_model(EXAMPLE, tmp_path / "one.gguf", settings=settings)
+    assert 3_550_000 < (tmp_path / "one.gguf").stat().st_size <= 3_600_000
 
 
 def test_in_python(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -30,8 +34,10 @@ from qconv.formats.gguf import FORMAT
 from qconv.quantizers.base import DEFAULT_OPTIONS
 from qconv.quantizers.feedback import factorize
 from qconv.quantizers.feedback_rounding import encode_with_feedback
+from qconv.runtime.divergence import compare, log_probabilities
 from qconv.runtime.identity import ModelIdentity, read_text
 from qconv.runtime.network import load_network
+from qconv.runtime.perplexity import scored_rows
 from qconv.runtime.windows import cut_standard
 
 DOWN = "blk.2.ffn_down.weight"
@@ -122,6 +128,55 @@ def test_threads_and_interruptions_change_nothing(source: Path, calibration: Pat
             assert not broken.exists()
     assert done.resumed > 10
     assert whole.read_bytes() == broken.read_bytes()
+
+
+def test_kill_9_at_random_moments(source: Path, calibration: Path, tmp_path: Path) -> None:
+    def command(output: Path) -> list[str]:
+        words = [sys.executable, "-m", "qconv", "quantize", str(source), str(output), "--type", "q4_k_m"]
+        return [*words, "--method", "gptq", "--calibration", str(calibration), "--threads", "1"]
+
+    whole, output, moments, killed = tmp_path / "whole.gguf", tmp_path / "out.gguf", random.Random(5), 0
+    subprocess.run(command(whole), check=True, capture_output=True)
+    journal = tmp_path / "out.gguf.qconv-journal"
+    for _ in range(5):
+        process = subprocess.Popen(command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not journal.exists():
+            time.sleep(0.001)
+        time.sleep(moments.random() / 2)
+        process.kill()
+        process.wait()
+        if output.exists():
+            break
+        killed += 1
+    assert killed
+    if not output.exists():
+        subprocess.run(command(output), check=True, capture_output=True)
+    assert output.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "out.gguf"}
+
+
+@pytest.mark.shared
+def test_predictions_move_less_on_text_that_nothing_has_seen(source: Path, shared: Path, tmp_path: Path) -> None:
+    """What ``scripts/measure_feedback.py`` prints, on less text: the ratios are 0.74 to 0.86 there."""
+    moments, output = tmp_path / "cal.gguf", tmp_path / "out.gguf"
+    with subject(source) as it:
+        text = read_text(shared / "text" / "calibration.txt")
+        measure_moments(MomentJob(it, [text], cut_text(it, text, Cut(256, None, 24))), moments, memory=1 << 30)
+        windows = cut_text(it, read_text(shared / "text" / "heldout.txt"), Cut(256, None, 8))
+        base = [log_probabilities(rows.logits) for rows in scored_rows(it.network, windows)]
+
+    def divergence(kind: str, settings: Settings) -> float:
+        qconv.quantize(source, output, kind, settings=settings)
+        with subject(output) as it:
+            rows = zip(base, scored_rows(it.network, windows), strict=True)
+            return float(
+                np.mean([compare(before, found.logits, found.targets).divergence.mean() for before, found in rows])
+            )
+
+    plain = Settings(calibration=moments, pure=True, force=True)
+    for kind in ("q2_k", "q3_k", "q4_k", "iq3_s"):
+        before, after = (divergence(kind, settings) for settings in (plain, replace(plain, method="gptq")))
+        assert after < 0.95 * before, kind
 
 
 def test_activation_order_changes_the_order_alone(source: Path, calibration: Path, tmp_path: Path) -> None:
