@@ -89,6 +89,7 @@ class Exl2Result:
         nbytes: of the folder.
         strategy: what was chosen.
         resumed: modules that an earlier run had quantized.
+        unseen: matrices of experts that no token was sent to, rounded as if all inputs were alike.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class Exl2Result:
     nbytes: int
     strategy: Strategy
     resumed: int
+    unseen: tuple[str, ...] = ()
 
 
 def work_folder(output: Path) -> Path:
@@ -151,13 +153,15 @@ def write_exl2(
         resumed = len(found.modules)
         if not store.whole:
             streams = Streams(store.folder / "all", job.tokens, network.configuration.hidden)
-            job = replace(job, advance=progress("quantize", len(found.modules) + 1), feedback=request.feedback)
+            advance = progress("quantize", len(found.modules) + 1)
+            job = replace(job, advance=advance, feedback=request.feedback, unseen=store.note_unseen)
             resumed = quantize_modules(job, streams, strategy.rows, head, store.save, request.threads)
             store.seal()
         plan = _plan(subject.model, found, registries.encodings, store, output, request, windows)
         done = run_plan(plan, request.force, lambda count: None)
+        unseen = store.unseen
     shutil.rmtree(folder)
-    return Exl2Result(done.paths[0], strategy.bits / found.weights, plan.layout.size, strategy, resumed)
+    return Exl2Result(done.paths[0], strategy.bits / found.weights, plan.layout.size, strategy, resumed, unseen)
 
 
 def _digest(*parts: object) -> str:
@@ -226,6 +230,17 @@ class _Store:
         with whole_file(self.folder / "whole"):
             pass
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Names of matrices whose inputs no token of the text met."""
+        path = self.folder / "unseen"
+        return tuple(dict.fromkeys(path.read_text().split())) if path.is_file() else ()
+
+    def note_unseen(self, linear: Exl2Linear) -> None:
+        """Keep the name of such a matrix."""
+        with (self.folder / "unseen").open("a") as file:
+            file.write(f"{linear.name}\n")
+
     def path(self, name: str) -> Path:
         """Return the file of a tensor."""
         return self.folder / f"{name}.npy"
@@ -262,12 +277,15 @@ def _plan(
     windows: Windows,
 ) -> Plan:
     """Return the plan of the folder: packed matrices in the places of those that they stand for, all else in float16."""
-    linears = {f"{it.name}.weight": it for module in subject.modules for it in module.linears}
+    linears: dict[str, list[Exl2Linear]] = {}
+    for module in subject.modules:
+        for linear in module.linears:
+            linears.setdefault(linear.stored, []).append(linear)
     head = f"{subject.head.name}.weight"
     tensors: list[Tensor] = []
     for name, tensor in subject.prepared.tensors.items():
         if name in linears:
-            tensors += store.tensors(linears[name], encodings)
+            tensors += [it for linear in linears[name] for it in store.tensors(linear, encodings)]
         elif name != head:
             tensors.append(in_float16(tensor, encodings["F16"]))
     tensors += store.tensors(subject.head, encodings)

@@ -56,7 +56,7 @@ def write_measurement(path: Path, subject: Exl2Subject, known: Mapping[str, Meas
         measured = known[module.name]
         found[module.name] = [
             {"accuracy": accuracy, "total_bits": module.bits(row)}
-            | {linear.projection: option.to_dict() for linear, option in zip(module.linears, row, strict=True)}
+            | {column: option.to_dict() for column, option in zip(module.columns, row, strict=True)}
             for row, accuracy in zip(measured.rows, measured.accuracies, strict=True)
         ]
     last = len(found)
@@ -89,9 +89,7 @@ def read_measurement(path: Path, subject: Exl2Subject) -> dict[str, Measured]:
 
 def _measured(module: Exl2Module, rows: Any, path: Path) -> Measured:
     try:
-        options = tuple(
-            tuple(Exl2Option.from_dict(row[linear.projection]) for linear in module.linears) for row in rows
-        )
+        options = tuple(tuple(Exl2Option.from_dict(row[column]) for column in module.columns) for row in rows)
         accuracies = tuple(float(row["accuracy"]) for row in rows)
         stated = [int(row["total_bits"]) for row in rows]
         bits = [module.bits(row) for row in options]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,10 +44,15 @@ _LEAST_ACCURACY = 1e-6
 
 
 class Swaps:
-    """Weights, float32 (rows, columns) by tensor, that a pass finds in the place of a model's own."""
+    """Weights, float32 or, of experts, float16 (rows, columns), that a pass finds in the place of a model's own: by tensor and first row."""
 
     def __init__(self) -> None:
-        self.weights: dict[str, Floats] = {}
+        self.weights: dict[str, dict[int, NDArray[np.floating[Any]]]] = {}
+
+    def put(self, linear: Exl2Linear, weights: Floats) -> None:
+        """Exchange the weights of a matrix for float32 (outputs, inputs), in the forward pass's order of rows, which float16 holds exactly."""
+        kept = weights.astype(np.float16) if linear.input[0] else weights
+        self.weights.setdefault(linear.canonical, {})[linear.first] = kept
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,18 @@ class _SwappedTensor(Tensor):
 
     def rows(self, start: int, stop: int) -> Floats:
         """Return rows as float32 (stop - start, columns), not to be written to."""
-        found = self.swaps.weights.get(self.name)
-        return Tensor.rows(self, start, stop) if found is None else found[start:stop]
+        found = self.swaps.weights.get(self.name, {})
+        parts = [(first, it) for first, it in found.items() if first < stop and start < first + len(it)]
+        if not parts:
+            return Tensor.rows(self, start, stop)
+        first, array = parts[0]
+        if first <= start and stop <= first + len(array):
+            return array[start - first : stop - first].astype(np.float32, copy=False)
+        rows = Tensor.rows(self, start, stop).copy()
+        for first, array in parts:
+            low, high = max(first, start), min(first + len(array), stop)
+            rows[low - start : high - start] = array[low - first : high - first]
+        return rows
 
 
 def with_swaps(model: Model) -> tuple[Model, Swaps]:
@@ -81,6 +96,7 @@ class Exl2Job:
         windows: the calibration text.
         advance: called whenever a stage has been quantized with one row of options, or has been quantized for good.
         feedback: whether errors are made up for; False: rounding to nearest, to compare with.
+        unseen: told of matrices of experts that no token of the text is sent to.
     """
 
     subject: Exl2Subject
@@ -89,6 +105,7 @@ class Exl2Job:
     windows: Windows
     advance: Callable[[], None] = lambda: None
     feedback: bool = True
+    unseen: Callable[[Exl2Linear], None] = lambda linear: None
 
     @property
     def tokens(self) -> int:
@@ -121,7 +138,8 @@ class _Pass:
 
     def factors(self, number: int, stage: Stage, linears: Sequence[Exl2Linear], keep: bool) -> dict[str, Factor]:
         """Return the factor of each matrix's inputs, one for all that share them; ``keep`` what the stage makes of the streams."""
-        collector = HessianCollector(lambda name: True, skip_first=False, workers=self.workers)
+        wanted = frozenset(linear.moment[0] for linear in linears)
+        collector = HessianCollector(wanted.__contains__, skip_first=False, workers=self.workers)
         if keep:
             with self.streams.write(number + 1) as take:
                 for batch, hidden in self.batches(number):
@@ -133,9 +151,15 @@ class _Pass:
         known: dict[int, Factor] = {}
         found = {}
         for linear in linears:
-            moment = collector.moment(linear.canonical)
+            moment = collector.moment(*linear.moment)
             if moment is None:
-                raise EncodingError("met no input", tensor=linear.canonical)
+                if linear.moment[1] is None:
+                    raise EncodingError("met no input", tensor=linear.canonical)
+                self.job.unseen(linear)
+                if -linear.inputs not in known:  # what ExLlamaV2 does: all inputs alike, and none goes with another
+                    known[-linear.inputs] = exl2_factor(np.eye(linear.inputs, dtype=np.float32))
+                found[linear.name] = known[-linear.inputs]
+                continue
             if id(moment) not in known:
                 known[id(moment)] = exl2_factor(moment.total / len(self.job.windows.tokens))
             found[linear.name] = known[id(moment)]
@@ -205,11 +229,12 @@ def _accuracies(work: _Pass, number: int, module: Exl2Module, factors: Mapping[s
     found = []
     try:
         for row in module.table:
-            pairs = list(zip(module.linears, row, strict=True))
+            pairs = module.pairs(row)
             changed = [(it, option) for it, option in pairs if it.name not in before or before[it.name][0] != option]
             for (linear, option), matrix in zip(changed, work.quantize(changed, factors), strict=True):
                 before[linear.name] = option, _in_pass(linear, matrix)
-            job.swaps.weights = {it.canonical: before[it.name][1] for it in module.linears}
+            for linear in module.linears:
+                job.swaps.put(linear, before[linear.name][1])
             losses: list[float] = []
             for batch, hidden in work.batches(number):
                 work.run(module.stage, batch, hidden)
@@ -275,12 +300,12 @@ def _quantize_module(
 ) -> None:
     """Quantize a module for the inputs that it really gets, and hand on what it makes of them."""
     factors = work.factors(number, module.stage, module.linears, keep=False)
-    matrices = work.quantize(list(zip(module.linears, row, strict=True)), factors)
+    matrices = work.quantize(module.pairs(row), factors)
     swaps = work.job.swaps
     try:
         for linear, matrix in zip(module.linears, matrices, strict=True):
             done(linear, matrix)
-            swaps.weights[linear.canonical] = _in_pass(linear, matrix)
+            swaps.put(linear, _in_pass(linear, matrix))
         with work.streams.write(number + 1) as take:
             for batch, hidden in work.batches(number):
                 work.run(module.stage, batch, hidden)

@@ -22,7 +22,7 @@ from ..formats.metadata import string
 from ..quantizers.group_packing import OUTPUTS_PER_WORD
 from ..quantizers.group_rounding import Grid
 
-__all__ = ["PackedLinear", "PackedSubject", "check_sizes", "packed_subject"]
+__all__ = ["PackedLinear", "PackedSubject", "check_sizes", "expert_by_expert", "packed_subject"]
 
 _ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
 _WEIGHT: Final = ".weight"
@@ -76,7 +76,7 @@ def packed_subject(model: Model, context: OpenContext) -> PackedSubject:
 
     Raises ModelError for experts without names, or where there is nothing to pack, and what :func:`prepare_for_huggingface` raises.
     """
-    model = _expert_by_expert(model, context)
+    model = expert_by_expert(model, context)
     recorded = read_recorded(model.metadata)
     family = family_of(model, context)
     prepared = prepare_for_huggingface(model, context)
@@ -134,7 +134,7 @@ def _is_matrix(name: str) -> bool:
     return name.endswith(_WEIGHT) and "norm" not in name
 
 
-def _expert_by_expert(model: Model, context: OpenContext) -> Model:
+def expert_by_expert(model: Model, context: OpenContext) -> Model:
     """Return a model that goes back to Hugging Face's form with a name for each expert, though its source had them in stacks."""
     key = f"{PREFIX}names"
     recorded = read_recorded(model.metadata)

@@ -128,6 +128,11 @@ def _others(settings: Settings) -> dict[str, bool]:
 def _show(result: Exl2Result, as_json: bool) -> None:
     from . import report
 
+    if result.unseen:
+        count = f" and {len(result.unseen) - 4} more" if len(result.unseen) > 4 else ""
+        report.note(
+            f"no token of the calibration text met {', '.join(result.unseen[:4])}{count}: rounded as if all inputs were alike"
+        )
     if as_json:
         report.print_json(
             {

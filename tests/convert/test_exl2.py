@@ -21,7 +21,7 @@ from qconv.convert.exl2_folder import Exl2Request, work_folder, write_exl2
 from qconv.convert.exl2_measurement import Measured, choose_rows, read_measurement, write_measurement
 from qconv.convert.exl2_modules import Exl2Linear, Exl2Subject, exl2_subject
 from qconv.convert.measure import Cut, Subject, cut_text
-from qconv.errors import FormatError, ModelError, OutputExistsError, UsageError
+from qconv.errors import FormatError, OutputExistsError, UsageError
 from qconv.plugins.manager import load_plugins
 from qconv.quantizers.exl2_options import attention_options, feed_forward_options, parse_option
 from qconv.runtime.identity import read_text
@@ -290,16 +290,6 @@ def test_rows_are_chosen_within_the_rate(opened: Subject) -> None:
     assert choose_rows(found, known, (one_dear + 1) / found.weights).rows[attention.name] == (dear,) * 4
     with pytest.raises(UsageError, match="between"):
         choose_rows(found, known, all_cheap / found.weights - 0.01)
-
-
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    from tiny_networks import in_memory
-
-    from qconv.runtime.network import load_network
-
-    model = in_memory("mixtral", tmp_path)
-    with pytest.raises(ModelError, match="EXL2"):
-        exl2_subject(model, load_network(model), REGISTRIES.open_context())
 
 
 def test_a_tied_output_is_written_beside_the_embedding(source: Path, tmp_path: Path) -> None:
