@@ -130,7 +130,7 @@ def merged(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 
 def subroutine(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Compile a large part of kernels that are called from several places, as a function of its own: it is compiled once per kernel."""
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compile(function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inlined
