@@ -279,7 +279,7 @@ def main() -> None:
     if compilations:
         printer.print(compilation_table(compilations))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(it) for it in (*results, *compilations)], indent=2) + "\n")
+        arguments.json.write_text(json.dumps([*map(asdict, results), *map(asdict, compilations)], indent=2) + "\n")
     if arguments.figure and results:
         draw(results, arguments.figure)
 
