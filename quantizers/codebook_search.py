@@ -8,7 +8,8 @@ coordinate ``q`` of a point and a constant ``unit``. The search keeps one sub-bl
 2. ``d`` from these scales: it is tried as a fraction of the largest and of the weightiest scale;
 3. *rounds*: each factor and its neighbours are tried, points are chosen exactly, and ``d`` is fitted to all points of the super-block.
    The round that leaves the least error, measured with ``d`` rounded, stays;
-4. points are chosen exactly for the final scales.
+4. where there were several rounds, points are chosen exactly for the scales that stayed;
+5. in the objective ``ggml``, ``d`` is fitted once more, with the error along the weights counted several times (:func:`_fit_along`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ UNITS, _FACTORS = FLOAT_ROOM, FLOAT_ROOM + v.LANES
 
 NO_SHIFT, LANE_SHIFT = 1, 2
 """Values of ``shifts`` in :func:`search_scales`: how many shifts of points are tried."""
+
+ALONG = 5
+"""How often the error along the weights counts when ``d`` is fitted, in the objective ``ggml``."""
+
+GROWTH = np.float32(0.04)
+"""By what part of itself the squared error may grow for it."""
 
 _FLOAT_ROOM = _FACTORS + v.LANES
 _LARGEST_HALF = 65504.0
@@ -227,9 +234,10 @@ def _shift_all(work: FloatArray, shift: Floats) -> None:
 @merged
 def _real_scales(
     work: FloatArray, numbers: IntArray, tables: PointTables, measure: Measure, length: int, shifts: int, search: Search
-) -> tuple[Floats, Floats]:
-    """Return the best real scale of each lane, and how steeply the error grows around it (the sum of ``w q q``)."""
-    largest, least = _outline(work, length)
+) -> tuple[Floats, Floats, Floats]:
+    """Return the best real scale of each lane, how steeply the error grows around it (the sum of ``w q q``), and the sum of ``w x x``."""
+    largest, energy = _outline(work, length)
+    least = energy
     # to be bettered: a scale that leaves all of the energy
     best = largest * np.float32(1 / search.first)
     steepness = v.select(best > 0, least / best / best, 0)
@@ -249,7 +257,7 @@ def _real_scales(
         best_shift = v.select(better, shift, best_shift)
     if shifts == LANE_SHIFT:
         _shift_all(work, best_shift)
-    return best, steepness
+    return best, steepness, energy
 
 
 @merged
@@ -275,6 +283,23 @@ def _choose_unit(scale: Floats, steepness: Floats, subblocks: int, top: int, tri
     return best, factors
 
 
+@inlined
+def _fit_along(projection: Floats, square: Floats, energy: Floats, step: Floats) -> Floats:
+    """Return the ``step``, a float16, that leaves the least error if what is left along the weights counts :data:`ALONG` times.
+
+    Least squares leave ``x - y`` at right angles to the decoded ``y``, so ``y`` is ``x`` shrunk by the share of its energy that is lost, plus noise.
+    Noise of many weights averages out in a product; what is shrunk adds up, over the columns of a row, the rows and the layers. The error is
+    ``sum w (x - y)**2 + (ALONG - 1) * (sum w x (x - y))**2 / sum w x**2``; the step is not lengthened further than :data:`GROWTH` allows.
+
+    ``projection``, ``square``, ``energy``: sums over the super-block of ``w x z``, ``w z z`` and ``w x x``, for ``y = step * z``.
+    """
+    usable = (projection > 0) & (energy > 0)
+    least = projection / square
+    kept = v.minimum(least * (projection / energy), 1)
+    longer = v.minimum(ALONG / (1 + (ALONG - 1) * kept), 1 + v.sqrt(GROWTH * (1 - kept)))
+    return v.select(usable, nearest_half(least * longer), step)
+
+
 @merged
 def search_scales(
     work: FloatArray,
@@ -285,6 +310,7 @@ def search_scales(
     unit: float,
     top: int,
     shifts: int,
+    objective: int,
     search: Search,
 ) -> None:
     """Find scales and points for the sub-blocks of ``length`` weights in ``work``; ``top`` is the largest factor.
@@ -293,10 +319,11 @@ def search_scales(
     """
     subblocks = SUPERBLOCK // length
     exact = search.rounds > 0  # always: a constant would have ``measure`` compiled twice
-    scale, steepness = _real_scales(work, numbers, tables, measure, length, shifts, search)
+    scale, steepness, energy = _real_scales(work, numbers, tables, measure, length, shifts, search)
     # ``unit`` is a power of two, so a step of float16 is as good as a ``d`` of float16
     step, factor = _choose_unit(scale * (1 / unit), steepness, subblocks, top, search.fractions)
     best, best_factor, least = step, factor, v.splat(_HUGE)
+    projection, square = v.splat(0), v.splat(0)
     for _ in range(search.rounds):
         # of neighbouring factors, that with the least error
         centre, smallest = factor, v.splat(_HUGE)
@@ -308,17 +335,25 @@ def search_scales(
         # the step that fits their points
         grain = unit * factor
         sums = measure(work, numbers, tables, step * grain, length, exact)
-        square = superblock_sum(grain * grain * sums.qq, subblocks)
-        fitted = nearest_half(step + v.select(square > 0, superblock_sum(grain * sums.rq, subblocks) / square, 0))
+        steep = superblock_sum(grain * grain * sums.qq, subblocks)
+        slope = superblock_sum(grain * sums.rq, subblocks)
+        fitted = nearest_half(step + v.select(steep > 0, slope / steep, 0))
         change = (fitted - step) * grain
         before = superblock_sum(sums.rr, subblocks)
         after = superblock_sum(sums.rr - 2 * change * sums.rq + change * change * sums.qq, subblocks)
+        along = step * steep + slope
         fits = (after < before) & (fitted > 0)
         step, after = v.select(fits, fitted, step), v.select(fits, after, before)
         better = after < least
         best, best_factor = v.select(better, step, best), v.select(better, factor, best_factor)
+        projection, square = v.select(better, along, projection), v.select(better, steep, square)
         least = v.select(better, after, least)
     if search.rounds > 1:
-        measure(work, numbers, tables, best * unit * best_factor, length, exact)
+        grain = unit * best_factor
+        sums = measure(work, numbers, tables, best * grain, length, exact)
+        square = superblock_sum(grain * grain * sums.qq, subblocks)
+        projection = best * square + superblock_sum(grain * sums.rq, subblocks)
+    if objective == GGML:
+        best = _fit_along(projection, square, superblock_sum(energy, subblocks), best)
     v.store(work, UNITS, best)
     v.store(work, _FACTORS, best_factor)

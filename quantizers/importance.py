@@ -8,7 +8,9 @@ therefore, unless ``compat``:
 * shrinks a matrix's mean towards the mean over its stack, and that towards the mean over all columns, as if each had been seen
   :data:`PRIOR_COUNT` times more;
 * divides by the mean over columns, which no encoder's choice depends on, so that kernels meet numbers of ordinary size;
-* lifts what is below :data:`FLOOR` of the mean to it, so that no block is without weight.
+* lifts what is below :data:`FLOOR` of the mean to it, so that no block is without weight;
+* takes the square root, the root mean square of the activation: with the mean square itself models diverge more from their source than
+  their weighted errors say, at two bits of a trained one even more than without importance (``docs/encodings.md`` has figures).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PRIOR_COUNT: Final = 32.0
 """Activations that the prior counts for: with as many of its own, an expert's mean stands half way to that of all experts."""
 
 FLOOR: Final = 1e-4
-"""Least importance of a column, relative to the mean over columns."""
+"""Least mean square of a column, relative to the mean over columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +192,7 @@ def _quotient(entry: ImportanceEntry, expert: int) -> NDArray[np.float32]:
 
 
 def _regular(entry: ImportanceEntry, expert: int) -> NDArray[np.float32]:
-    """Return the shrunk, scaled and floored importance."""
+    """Return the square root of the shrunk, scaled and floored mean square."""
     pooled = entry.pooled
     mean = pooled
     if len(entry.counts) > 1:
@@ -198,4 +200,4 @@ def _regular(entry: ImportanceEntry, expert: int) -> NDArray[np.float32]:
     level = mean.mean()
     if not level:
         return np.ones(mean.shape, np.float32)
-    return np.asarray(np.maximum(mean / level, FLOOR), np.float32)
+    return np.asarray(np.sqrt(np.maximum(mean / level, FLOOR)), np.float32)

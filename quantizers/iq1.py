@@ -156,7 +156,7 @@ def _encode_s(
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
         load_weighted(rows, columns, importance, objective, SPREAD, first, S_LENGTH, work)
-        search_scales(work, numbers, tables, measure_eight, S_LENGTH, UNIT, TOP, LANE_SHIFT, search)
+        search_scales(work, numbers, tables, measure_eight, S_LENGTH, UNIT, TOP, LANE_SHIFT, objective, search)
         for block in range(first, min(first + 2, count)):
             _pack_s(work, numbers, (block - first) * 8, out, block * S_BYTES)
 
@@ -175,7 +175,7 @@ def _encode_m(
     for block in range(rows.size // SUPERBLOCK):
         load_weighted(rows, columns, importance, objective, SPREAD, block, M_LENGTH, work)
         # the shift of each eight weights is chosen where their point is
-        search_scales(work, numbers, tables, measure_shifted, M_LENGTH, UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_shifted, M_LENGTH, UNIT, TOP, NO_SHIFT, objective, search)
         _pack_m(work, numbers, out, block * M_BYTES)
 
 

@@ -201,7 +201,7 @@ def _encode_xxs(
     for first in range(0, count, 2):
         load_weighted(rows, columns, importance, objective, SPREAD, first, XXS_LENGTH, work)
         take_signs(work, numbers, XXS_LENGTH, True)
-        search_scales(work, numbers, tables, measure_eight, XXS_LENGTH, UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_eight, XXS_LENGTH, UNIT, TOP, NO_SHIFT, objective, search)
         for block in range(first, min(first + 2, count)):
             _pack_xxs(work, numbers, (block - first) * 8, out, block * XXS_BYTES)
 
@@ -220,7 +220,7 @@ def _encode_xs(
     for block in range(rows.size // SUPERBLOCK):
         load_weighted(rows, columns, importance, objective, SPREAD, block, LENGTH, work)
         take_signs(work, numbers, LENGTH, True)
-        search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, objective, search)
         _pack_xs(work, numbers, out, block * XS_BYTES)
 
 
@@ -238,7 +238,7 @@ def _encode_s(
     for block in range(rows.size // SUPERBLOCK):
         load_weighted(rows, columns, importance, objective, SPREAD, block, LENGTH, work)
         take_signs(work, numbers, LENGTH, False)
-        search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_eight, LENGTH, UNIT, TOP, NO_SHIFT, objective, search)
         _pack_s(work, numbers, out, block * S_BYTES)
 
 

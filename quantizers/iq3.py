@@ -188,7 +188,7 @@ def _encode_xxs(
     for first in range(0, count, 2):
         load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
         take_signs(work, numbers, LENGTH, True)
-        search_scales(work, numbers, tables, measure_four, LENGTH, XXS_UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_four, LENGTH, XXS_UNIT, TOP, NO_SHIFT, objective, search)
         for block in range(first, min(first + 2, count)):
             _pack_xxs(work, numbers, (block - first) * SUBBLOCKS, out, block * XXS_BYTES)
 
@@ -208,7 +208,7 @@ def _encode_s(
     for first in range(0, count, 2):
         load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
         take_signs(work, numbers, LENGTH, False)
-        search_scales(work, numbers, tables, measure_four, LENGTH, S_UNIT, TOP, NO_SHIFT, search)
+        search_scales(work, numbers, tables, measure_four, LENGTH, S_UNIT, TOP, NO_SHIFT, objective, search)
         for block in range(first, min(first + 2, count)):
             _pack_s(work, numbers, (block - first) * SUBBLOCKS, out, block * S_BYTES)
 

@@ -1,12 +1,17 @@
-"""Speed and error of every encoder against llama.cpp's, in one run on one machine: a table, JSON and a figure.
+"""Speed and error of every encoder against llama.cpp's, in one run on one machine: tables, JSON and a figure.
 
-    python scripts/bench_quantizers.py [--types Q4_K,Q6_K] [--effort best] [--json FILE] [--figure STEM]
+    python scripts/bench_quantizers.py [--types Q4_K,Q6_K] [--only speed|compile] [--effort best] [--json FILE] [--figure STEM]
 
 Weights are Student's t with 6 degrees of freedom times 0.02, times log-normal factors of rows (0.25) and columns (0.15); importance is
 exp(1.2 N) per column. Speeds of one core are processor time of the thread, the least of several runs in which the two sides take turns;
-those of all cores are wall time of a thread pool over slices of rows. Errors are root mean squares relative to llama.cpp's: plain, and
-weighted by the importance where it is given. ``--figure`` writes STEM.png and STEM.svg. Needs the packages xllamacpp and, for the figure,
-matplotlib.
+those of all cores are wall time of a thread pool over slices of rows, of as many copies of the weights as take one core a fifth of a second,
+and the gain is how many times faster that is than one thread of such a pool. Errors are root mean squares relative to llama.cpp's: plain, and
+weighted by the importance where it is given. ``--figure`` writes STEM.png and STEM.svg.
+
+The second table has what the first use of an encoding costs: the seconds in which ``qconv warmup`` compiles it into an empty folder, those of its whole
+process, and those of a second process, which loads what the first one left. ``--only`` leaves out one of the tables.
+
+Needs the packages xllamacpp and, for the figure, matplotlib.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,13 +43,19 @@ if TYPE_CHECKING:
     Quantize = Callable[[FloatArray, int, FloatArray | None], NDArray[np.uint8]]
 
 ROOT = Path(__file__).parents[1]
+BUSY = 0.2
+"""Seconds of one core's work that all cores share in a measurement; less would measure how threads start."""
+
+LARGEST = 1 << 26
+"""Weights in it at most."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One encoding with or without importance; speeds in million weights per second, errors relative to llama.cpp's.
 
-    ``error`` is weighted by the importance where there is one; ``relative_rmse`` is ours over the weights' own root mean square.
+    ``gain``: our speed with a thread per core over that with one; ``error`` is weighted by the importance where there is one;
+    ``relative_rmse`` is ours over the weights' own root mean square.
     """
 
     encoding: str
@@ -51,6 +64,7 @@ class Measurement:
     llamacpp: float
     ours_all_cores: float
     llamacpp_all_cores: float
+    gain: float
     decode: float
     error: float
     plain_error: float
@@ -99,13 +113,28 @@ def rms(weights: FloatArray, decoded: FloatArray, importance: FloatArray | None 
     return float(np.sqrt((squares if importance is None else squares * importance).sum()))
 
 
+def pooled_rates(
+    encode: Callable[[FloatArray], object], weights: FloatArray, rate: float, repeats: int, threads: Sequence[int]
+) -> list[float]:
+    """Return million weights per second of wall time for each number of ``threads``; ``rate`` is that of one core."""
+    copies = max(1, min(round(BUSY * rate * 1e6), LARGEST) // weights.size)
+    many = np.tile(weights, (copies, 1))
+    slices = np.array_split(many, min(4 * max(threads), len(many)))
+    pools = [ThreadPoolExecutor(count) for count in threads]
+    calls = [lambda pool=pool: list(pool.map(encode, slices)) for pool in pools]
+    try:
+        return [many.size / seconds / 1e6 for seconds in best_times(calls, repeats, time.perf_counter)]
+    finally:
+        for pool in pools:
+            pool.shutdown()
+
+
 def measure(
     encoding: Encoding, weights: FloatArray, importance: FloatArray | None, options: EncodeOptions, repeats: int
 ) -> Measurement:
     """Measure one encoding against llama.cpp."""
     assert encoding.type_id is not None
     type_id, quantize, cores = encoding.type_id, oracle(), os.cpu_count() or 1
-    slices = np.array_split(weights, min(4 * cores, len(weights)))
 
     def ours(rows: FloatArray) -> NDArray[np.uint8]:
         return encoding.encode(rows, importance, options)
@@ -114,22 +143,18 @@ def measure(
         return quantize(rows, type_id, importance)
 
     one_core = best_times([lambda: ours(weights), lambda: theirs(weights)], repeats)
-    with ThreadPoolExecutor(cores) as pool:
-        all_cores = best_times(
-            [lambda: list(pool.map(ours, slices)), lambda: list(pool.map(theirs, slices))], repeats, time.perf_counter
-        )
+    ours_rate, theirs_rate = (weights.size / seconds / 1e6 for seconds in one_core)
+    ours_one, ours_all = pooled_rates(ours, weights, ours_rate, repeats, (1, cores))
+    (theirs_all,) = pooled_rates(theirs, weights, theirs_rate, repeats, (cores,))
     data = ours(weights)
     decoded, reference = encoding.decode(data), encoding.decode(theirs(weights))
     decode, out = encoding.codec().decode, np.empty_like(weights)
     (decoding,) = best_times([lambda: decode(data, out)], 4 * repeats)
-    ours_rate, theirs_rate, ours_all, theirs_all, decode_rate = (
-        weights.size / seconds / 1e6 for seconds in (*one_core, *all_cores, decoding)
-    )
     plain = rms(weights, decoded)
     return Measurement(
         encoding.name,
         importance is not None,
-        *(ours_rate, theirs_rate, ours_all, theirs_all, decode_rate),
+        *(ours_rate, theirs_rate, ours_all, theirs_all, ours_all / ours_one, weights.size / decoding / 1e6),
         error=rms(weights, decoded, importance) / rms(weights, reference, importance),
         plain_error=plain / rms(weights, reference),
         relative_rmse=plain / float(np.sqrt((weights.astype(np.float64) ** 2).sum())),
@@ -139,15 +164,47 @@ def measure(
 def table(results: Sequence[Measurement]) -> Table:
     """Return the measurements for a terminal."""
     cores = os.cpu_count() or 1
-    columns = ("type", "importance", "Mw/s", "llama.cpp", "times", f"{cores} cores", "llama.cpp", "decode Gw/s")
+    columns = ("type", "importance", "Mw/s", "llama.cpp", "times", f"{cores} cores", "llama.cpp", "gain", "decode Gw/s")
     made = Table(*columns, "error", "plain error")
     for result in results:
         made.add_row(
             *(result.encoding, "yes" if result.importance else "no"),
             *(f"{result.ours:.0f}", f"{result.llamacpp:.1f}", f"{result.speedup:.1f}"),
-            *(f"{result.ours_all_cores:.0f}", f"{result.llamacpp_all_cores:.1f}", f"{result.decode / 1e3:.1f}"),
-            *(f"{result.error:.4f}", f"{result.plain_error:.4f}"),
+            *(f"{result.ours_all_cores:.0f}", f"{result.llamacpp_all_cores:.1f}", f"{result.gain:.2f}"),
+            *(f"{result.decode / 1e3:.1f}", f"{result.error:.4f}", f"{result.plain_error:.4f}"),
         )
+    return made
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Seconds of wall time: of compiling one encoding, of the process that does it, and of one that finds it done."""
+
+    encoding: str
+    compile: float
+    first: float
+    second: float
+
+
+def measure_compilation(encoding: Encoding) -> Compilation:
+    """Compile one encoding into a folder of its own."""
+    command = [sys.executable, "-m", "qconv", "warmup", encoding.name, "--json"]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+        times, printed = [], []
+        for _ in range(2):
+            start = time.perf_counter()
+            done = subprocess.run(command, env=environment, check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+            printed.append(json.loads(done.stdout)["seconds"][encoding.name])
+    return Compilation(encoding.name, printed[0], *times)
+
+
+def compilation_table(results: Sequence[Compilation]) -> Table:
+    """Return the seconds for a terminal."""
+    made = Table("type", "compile, s", "first process, s", "second process, s")
+    for result in results:
+        made.add_row(result.encoding, f"{result.compile:.2f}", f"{result.first:.2f}", f"{result.second:.2f}")
     return made
 
 
@@ -186,6 +243,7 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description="Speed and error of every encoder against llama.cpp's.")
     parser.add_argument("--types", help="comma-separated names; all encoders without it")
+    parser.add_argument("--only", choices=("speed", "compile"), help="leave out the other table")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
@@ -197,23 +255,32 @@ def main() -> None:
     console = Console(stderr=True)
     wanted = arguments.types.upper().split(",") if arguments.types else None
     options = EncodeOptions(arguments.effort, arguments.objective)
+    chosen = [
+        it for it in BUILT_IN if it.is_quantized and it.load is not None and (wanted is None or it.name in wanted)
+    ]
     weights, importance = sample(arguments.rows, arguments.columns)
     results: list[Measurement] = []
-    for encoding in BUILT_IN:
-        skipped = encoding.name not in wanted if wanted else False
-        if skipped or not encoding.is_quantized or encoding.load is None or encoding.codec().encode is None:
+    compilations: list[Compilation] = []
+    for encoding in chosen:
+        console.print(encoding.name, style="dim")
+        if arguments.only != "speed":
+            compilations.append(measure_compilation(encoding))
+        if arguments.only == "compile" or encoding.codec().encode is None:
             continue
         for vector in (None, importance):
             impossible = ImportanceUse.REQUIRED if vector is None else ImportanceUse.UNUSED
             if encoding.importance is not impossible:
-                console.print(f"{encoding.name}{'' if vector is None else ' with importance'}", style="dim")
                 results.append(measure(encoding, weights, vector, options, arguments.repeats))
     output = Console()
     # a file or pipe has no width of its own to wrap at
-    Console(width=None if output.is_terminal else 120).print(table(results))
+    printer = Console(width=None if output.is_terminal else 130)
+    if results:
+        printer.print(table(results))
+    if compilations:
+        printer.print(compilation_table(compilations))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    if arguments.figure:
+        arguments.json.write_text(json.dumps([*map(asdict, results), *map(asdict, compilations)], indent=2) + "\n")
+    if arguments.figure and results:
         draw(results, arguments.figure)
 
 

@@ -140,7 +140,11 @@ def measure(
     if encoding.importance is not ImportanceUse.UNUSED:
         cases.append(matrices)
     for case in cases:
-        found = [[laboratory.divergence(recode, matrix) for matrix in case] for recode in (ours, theirs)]
+        # the same matrix, as each of the two reads it
+        found = [
+            [laboratory.divergence(recode, matrix and replace(matrix, compat=compat)) for matrix in case]
+            for recode, compat in ((ours, False), (theirs, True))
+        ]
         (our_mean, our_error), (their_mean, their_error) = (_mean(values) for values in found)
         yield Divergence(encoding.name, case[0] is not None, our_mean, our_error, their_mean, their_error)
 

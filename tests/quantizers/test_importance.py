@@ -1,4 +1,4 @@
-"""Importance vectors: llama.cpp's quotient with ``compat``, shrinkage and floor without."""
+"""Importance vectors: llama.cpp's quotient with ``compat``; shrinkage, floor and root without."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_compat_takes_older_files_with_one_count_for_all_experts() -> None:
 
 def test_a_legacy_expert_of_ones_has_no_data() -> None:
     flat = matrix([[6, 2, 2**20, 2**20]], [2**20])
-    assert flat.vector(NAME, 2, 1, 2) == pytest.approx([1.5, 0.5], rel=1e-3)
+    assert flat.vector(NAME, 2, 1, 2) ** 2 == pytest.approx([1.5, 0.5], rel=1e-3)
 
 
 def test_few_observations_lean_on_the_mean_over_experts() -> None:
@@ -46,23 +46,23 @@ def test_few_observations_lean_on_the_mean_over_experts() -> None:
     sums = np.stack([rng.gamma(n / 4, 4 * t) for n, t in zip(counts, truth, strict=True)])
     m = matrix(sums, counts)
     pooled = sums.sum(0) / counts.sum()
-    few, many = m.vector(NAME, 256, 5, 8), m.vector(NAME, 256, 7, 8)
+    few, many = m.vector(NAME, 256, 5, 8) ** 2, m.vector(NAME, 256, 7, 8) ** 2
     assert np.corrcoef(few, pooled)[0, 1] > np.corrcoef(few, sums[5])[0, 1]
     assert np.corrcoef(many, sums[7])[0, 1] > 0.99
     # with as many of its own as the prior counts for, an expert stands half way
     half = matrix([[PRIOR_COUNT * 2, 0], [1e6 * 1, 1e6 * 1]], [PRIOR_COUNT, 1e6])
-    assert half.vector(NAME, 2, 0, 2) == pytest.approx([1.5, 0.5], rel=1e-3)
+    assert half.vector(NAME, 2, 0, 2) ** 2 == pytest.approx([1.5, 0.5], rel=1e-3)
 
 
 def test_an_expert_without_data_gets_the_mean_over_experts() -> None:
     m = matrix([[3e6, 1e6], [0, 0]], [1e6, 0])
-    assert m.vector(NAME, 2, 1, 2) == pytest.approx([1.5, 0.5], rel=1e-3)
+    assert m.vector(NAME, 2, 1, 2) ** 2 == pytest.approx([1.5, 0.5], rel=1e-3)
 
 
 def test_no_column_is_without_weight() -> None:
     dead = matrix([[0] * 63 + [1e9]], [1e9]).vector(NAME, 64)
-    assert dead.min() == pytest.approx(FLOOR)
-    assert dead.max() == pytest.approx(64, rel=1e-3)
+    assert dead.min() == pytest.approx(FLOOR**0.5)
+    assert dead.max() == pytest.approx(8, rel=1e-3)
     assert matrix([[0, 0]], [5]).vector(NAME, 2).tolist() == [1, 1]
     assert matrix([[0, 0]], [0]).vector(NAME, 2).tolist() == [1, 1]
 
@@ -77,7 +77,7 @@ def test_vectors_are_finite_and_positive(sums: list[list[float]], counts: list[i
     for expert in range(len(sums)):
         vector = m.vector(NAME, 4, expert, len(sums))
         assert np.isfinite(vector).all()
-        assert (vector >= np.float32(FLOOR)).all()
+        assert (vector >= np.sqrt(np.float32(FLOOR))).all()
 
 
 def test_sizes_must_agree() -> None:
