@@ -56,7 +56,7 @@ def measured(request: pytest.FixtureRequest, example_model: Path, moments: Path)
     with subject(example_model) as it:
         windows = cut_text(it, read_text(PROSE), Cut(128, None, 3))
         factors = open_factors(settings, it.model, REGISTRIES.open_context())
-        importance = load_importance(settings, REGISTRIES)
+        importance = load_importance(settings, REGISTRIES, it.model)
         output, target = moments.with_name("out.gguf"), REGISTRIES.formats["gguf"]
         wanted = Request(it.model, output, target, settings, REGISTRIES, importance, factors)
         costs = measure(wanted, windows, candidates=("Q2_K", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0"))
