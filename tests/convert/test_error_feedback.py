@@ -157,11 +157,11 @@ def test_kill_9_at_random_moments(source: Path, calibration: Path, tmp_path: Pat
 
 @pytest.mark.shared
 def test_predictions_move_less_on_text_that_nothing_has_seen(source: Path, shared: Path, tmp_path: Path) -> None:
-    """What ``scripts/measure_feedback.py`` prints, on less text: the ratios are 0.74 to 0.86 there."""
+    """As ``scripts/measure_feedback.py`` prints, on less text, and with the embedding as it was: it takes no feedback, and most of the damage."""
     moments, output = tmp_path / "cal.gguf", tmp_path / "out.gguf"
     with subject(source) as it:
         text = read_text(shared / "text" / "calibration.txt")
-        measure_moments(MomentJob(it, [text], cut_text(it, text, Cut(256, None, 24))), moments, memory=1 << 30)
+        measure_moments(MomentJob(it, [text], cut_text(it, text, Cut(256, None, 48))), moments, memory=1 << 30)
         windows = cut_text(it, read_text(shared / "text" / "heldout.txt"), Cut(256, None, 8))
         base = [log_probabilities(rows.logits) for rows in scored_rows(it.network, windows)]
 
@@ -173,9 +173,10 @@ def test_predictions_move_less_on_text_that_nothing_has_seen(source: Path, share
                 np.mean([compare(before, found.logits, found.targets).divergence.mean() for before, found in rows])
             )
 
-    plain = Settings(calibration=moments, pure=True, force=True)
+    plain = Settings(calibration=moments, pure=True, force=True, token_embedding_type="bf16", output_tensor_type="bf16")
     for kind in ("q2_k", "q3_k", "q4_k", "iq3_s"):
         before, after = (divergence(kind, settings) for settings in (plain, replace(plain, method="gptq")))
+        print(f"{kind}: {before:.5f} {after:.5f} {after / before:.3f}")
         assert after < 0.95 * before, kind
 
 
