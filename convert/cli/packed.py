@@ -41,7 +41,7 @@ StaticGroups = Annotated[
     bool,
     typer.Option(
         "--static-groups",
-        help="With --activation-order: keep groups of neighbours, which runtimes read faster.",
+        help="With --activation-order: keep groups of neighbours.",
         rich_help_panel=_PANEL,
     ),
 ]
