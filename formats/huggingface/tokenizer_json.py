@@ -15,7 +15,7 @@ from .json_files import read_json_object
 from .tokenizer_files import TokenizerFiles, expect, read_text
 from .tokenizer_metaspace import metaspace_bpe, unigram
 from .tokenizer_structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer, read_structure
-from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
+from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary, check_gaps
 from .tokenizer_wordpiece import word_pieces
 
 __all__ = ["read_tokenizer_json", "read_vocab_and_merges"]
@@ -169,6 +169,7 @@ def _vocabulary(
     if spaced is not None:
         raise TokenizerError(f"the merge {spaced!r} holds a space, which GGUF's merges cannot", path=path)
     length = max(ids.values()) + 1
+    check_gaps(length, len(ids), path)
     tokens = [f"[PAD{i}]" for i in range(length)]
     types = [TokenType.UNUSED] * length
     for text, token in ids.items():

@@ -11,9 +11,20 @@ from types import MappingProxyType
 from ...errors import TokenizerError
 from ..metadata import Field
 
-__all__ = ["MAX_TOKENS", "AddedToken", "TokenType", "Vocabulary", "add_tokens", "check_tokens", "fit_rows", "set_types"]
+__all__ = [
+    "MAX_TOKENS",
+    "AddedToken",
+    "TokenType",
+    "Vocabulary",
+    "add_tokens",
+    "check_gaps",
+    "check_tokens",
+    "fit_rows",
+    "set_types",
+]
 
 MAX_TOKENS = 1 << 21
+_GAPS_MAX = 1 << 13  # ids without a token, beside as many as there are tokens
 """Highest id plus one that is accepted; the largest vocabularies in use have about 300,000 tokens."""
 
 _ADDED_SCORE = -1000.0
@@ -77,6 +88,16 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
 
+def check_gaps(length: int, known: int, path: Path) -> None:
+    """Raise TokenizerError where ``length`` ids have only ``known`` tokens: each of the others would cost a placeholder."""
+    if length > 2 * known + _GAPS_MAX:
+        raise TokenizerError(
+            f"the token {length - 1} has the largest id, but there are only {known} tokens",
+            path=path,
+            remedy="Restore the original tokenizer files.",
+        )
+
+
 def add_tokens(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Vocabulary:
     """Return ``vocabulary`` with added tokens put in place and gaps between ids filled with unused placeholders.
 
@@ -96,7 +117,10 @@ def add_tokens(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Vocabular
                 path=vocabulary.source.with_name(token.source),
                 remedy="Remove one of the two.",
             )
-    _extend(tokens, types, scores, ordered[-1].id + 1 if ordered else 0)
+    if ordered:
+        last = ordered[-1]
+        check_gaps(last.id + 1, len(tokens) + len(ordered), vocabulary.source.with_name(last.source))
+        _extend(tokens, types, scores, last.id + 1)
     shadowed = 0
     for i, text in enumerate(tokens):
         if owners.get(text, i) != i:

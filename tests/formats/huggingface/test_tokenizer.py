@@ -153,6 +153,18 @@ def test_tokens_that_gguf_cannot_hold_become_unused(tmp_path: Path, text: str) -
     assert any("marked unused" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("far", [1 << 16, (1 << 21) - 1])
+def test_an_id_far_beyond_the_others_is_refused(tmp_path: Path, far: int) -> None:
+    """Each id without a token would cost a placeholder: megabytes for a file of some bytes."""
+    vocabulary = {chr(0x21 + i): i for i in range(90)} | {"!!": far}
+    files = {"vocab.json": json.dumps(vocabulary), "merges.txt": "#version: 0.2\n! !\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(TokenizerError, match=f"the token {far} has the largest id, but there are only 91 tokens"):
+        read(tmp_path, 600)
+
+
 def test_lone_surrogates_are_refused(tmp_path: Path) -> None:
     folder, size = _with_added(tmp_path, "\ud800")
     with pytest.raises(TokenizerError, match="no valid Unicode"):
