@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_kill_9_at_random_moments(small: tuple[Path, Path], tmp_path: Path) -> N
 def test_a_goal_out_of_reach_is_refused_before_the_text_is_run(
     cli: Cli, small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qconv.convert.budget.fit.probe", None)
+    monkeypatch.setattr(import_module("qconv.convert.budget.fit"), "probe", None)
     for bits in ("1.0", "17"):
         words = ("--bpw", bits, "--measure-on", small[1], "--effort", "fast")
         done = cli("hf-to-gguf", small[0], "-o", tmp_path / "a.gguf", *words)
