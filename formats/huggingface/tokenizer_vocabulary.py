@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 MAX_TOKENS = 1 << 21
-_GAPS_MAX = 1 << 13  # ids without a token, beside as many as there are tokens
 """Highest id plus one that is accepted; the largest vocabularies in use have about 300,000 tokens."""
+
+_GAPS_MAX = 1 << 13  # ids without a token, beside as many as there are tokens
 
 _ADDED_SCORE = -1000.0
 _UNUSED_SCORE = -10000.0
