@@ -59,8 +59,9 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
     def add(giver: Norm | Linear | None, readers: Sequence[Linear | None], moment: str, expert: int = 0) -> None:
         matrices = tuple(it.matrix for it in readers if it is not None)
         chosen = tuple(it for it in matrices if it.name in packed)
-        if giver is not None and chosen and met(moment, expert):
-            found.append(Fold((moment, expert), matrices, chosen, _givers(giver)))
+        givers = () if giver is None else _givers(giver)
+        if givers and chosen and met(moment, expert):
+            found.append(Fold((moment, expert), matrices, chosen, givers))
 
     parallel = network.configuration.parallel
     for block in network.blocks:
@@ -86,6 +87,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
 
 
 def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
+    """Return the tensors to divide: none of a norm that has no weights."""
     first = giver.weight if isinstance(giver, Norm) else giver.matrix
     return tuple(it for it in (first, giver.bias) if it is not None)
 

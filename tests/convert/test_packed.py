@@ -324,7 +324,8 @@ FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe
 
 
 def tiny(family: str, folder: Path, **more: Any) -> Model:
-    latent = LATENT | ({"q_lora_rank": 8} if family == "deepseek3" else {}) if "deepseek" in family else {}
+    latent = LATENT if "kv_lora_rank" in CONFIGS[family] else {}
+    latent = latent | ({"q_lora_rank": 8} if "q_lora_rank" in CONFIGS[family] else {})
     known = {key: value for key, value in SIZES.items() if key in CONFIGS[family]}
     return in_memory(family, folder / "tiny", **known | latent | more)
 

@@ -221,7 +221,7 @@ def test_codes_are_those_of_optimal_brain_quantization(name: str, ordered: bool)
     same = (found == wanted).all(axis=1)
     assert same.mean() > 0.8
     one, other = (cost(rows, oracle(name, data), damped) for data in (found, wanted))
-    np.testing.assert_allclose(one, other, rtol=0.25)
+    np.testing.assert_allclose(one.sum(), other.sum(), rtol=0.05)  # a row may fare better or worse by it
     np.testing.assert_allclose(one[same], other[same], rtol=1e-12)
 
 

@@ -110,8 +110,8 @@ def test_settings_in_a_file_of_their_own(case: str, name: str, tmp_path: Path, c
     (tmp_path / "m" / name).write_text(json.dumps(own))
     with open_huggingface(tmp_path / "m", context) as model:
         check(model, truth)
-    (tmp_path / "m" / name).write_text(json.dumps(own | {"bits": 5}))
-    with pytest.raises(FormatError, match="bits: 5"):
+    (tmp_path / "m" / name).write_text(json.dumps(own | {"bits": 9}))
+    with pytest.raises(FormatError, match="bits: 9"):
         open_huggingface(tmp_path / "m", context)
 
 
