@@ -135,7 +135,7 @@ def load_importance(settings: Settings, registries: Registries, model: Model) ->
         from .error_feedback import refuse_other_model
 
         with open_calibration(settings.calibration, registries.open_context()) as found:
-            refuse_other_model(found, model)
+            refuse_other_model(found.facts, found.path, model)
             matrix = replace(found.importance, compat=settings.compat)
     else:
         return None

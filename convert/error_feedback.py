@@ -6,8 +6,6 @@ few, since the slabs of a tensor, and tensors that share an input, follow each o
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ModelError, UsageError
 from ..formats.base import Model, OpenContext
-from ..formats.calibration import CalibrationFile, open_calibration
+from ..formats.calibration import CalibrationFacts, open_calibration
 from ..formats.metadata import string
 from ..quantizers.base import EncodeOptions, Encoding
 from ..quantizers.feedback import Factor, block_order, factorize
@@ -23,6 +21,7 @@ from ..quantizers.feedback_rounding import ORDER_BLOCK, encode_with_feedback, ta
 from ..runtime.identity import weights_digest
 from .plan import Plan, Step
 from .settings import Settings
+from .shared_work import LastUsed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +31,6 @@ __all__ = ["Factors", "open_factors", "plan_feedback", "refuse_other_model"]
 
 _NAMED: Final = 4  # tensors or experts that a note lists
 _KEY: Final = "quantize.calibration."
-
-_Key = tuple[str, int]
 
 
 class Factors:
@@ -48,32 +45,13 @@ class Factors:
         self.damping = settings.damping
         self.activation_order = settings.activation_order
         self._context = context
-        self._kept = settings.threads + 1
-        self._known: OrderedDict[_Key, Factor] = OrderedDict()
-        self._making: dict[_Key, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._last = LastUsed[Factor](settings.threads + 1)
 
     def get(self, name: str, expert: int = 0) -> Factor | None:
         """Return the factor of a tensor's input (of one ``expert`` of a stack), None where no token met it; any thread may call."""
         if not self.counts[name][expert]:
             return None
-        key = (self.entries[name].names[0], expert)
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            with self._lock:
-                if key in self._known:  # another thread was quicker
-                    return self._known[key]
-            factor = self._make(name, expert)
-            with self._lock:
-                self._known[key] = factor
-                self._making.pop(key, None)
-                while len(self._known) > self._kept:
-                    self._known.popitem(last=False)
-        return factor
+        return self._last.get((self.entries[name].names[0], expert), lambda: self._make(name, expert))
 
     def _make(self, name: str, expert: int) -> Factor:
         with open_calibration(self.path, self._context) as found:
@@ -97,18 +75,17 @@ def open_factors(settings: Settings, model: Model, context: OpenContext) -> Fact
     if settings.prune:
         raise UsageError("--calibration and --prune-layers exclude each other", remedy="Prune first, then calibrate.")
     with open_calibration(settings.calibration, context) as found:
-        refuse_other_model(found, model)
+        refuse_other_model(found.facts, found.path, model)
     return None if settings.method == "plain" else Factors(settings, settings.calibration, context)
 
 
-def refuse_other_model(found: CalibrationFile, model: Model) -> None:
-    """Raise ModelError where a calibration file was measured on a model of other weights."""
+def refuse_other_model(facts: CalibrationFacts, path: Path, model: Model) -> None:
+    """Raise ModelError where the calibration file at ``path`` was measured on a model of other weights."""
     digest = weights_digest(model)
-    if digest != found.facts.weights:
+    if digest != facts.weights:
         raise ModelError(
-            f"it was measured on a model with other weights ({found.facts.weights[:12]}…) than {model.path} "
-            f"({digest[:12]}…)",
-            path=found.path,
+            f"it was measured on a model with other weights ({facts.weights[:12]}…) than {model.path} ({digest[:12]}…)",
+            path=path,
             remedy="Measure this very model with qconv calibrate.",
         )
 

@@ -14,14 +14,14 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from .. import __version__
-from ..errors import ModelError, UsageError
+from ..errors import UsageError
 from ..formats.base import Model, Tensor
 from ..formats.scales import fold_scales
 from ..plugins.manager import Registries
 from ..quantizers.group_rounding import Grid
-from ..runtime.identity import weights_digest
 from ..runtime.network import load_network
 from .activation_folds import Fold, find_folds, scale_tensors
+from .error_feedback import refuse_other_model
 from .jobs import Result, run_plan
 from .packed_linears import PackedLinear, PackedSubject, check_sizes, packed_subject
 from .packed_matrices import Inputs, Matrices, Order, Rounding, Scales
@@ -103,7 +103,7 @@ def plan_packed(
     context = registries.open_context()
     inputs = None if settings.calibration is None else Inputs(settings.calibration, context)
     if inputs is not None:
-        _refuse_other_model(inputs, model)
+        refuse_other_model(inputs.facts, inputs.path, model)
     if settings.prune:
         model = prune_layers(model, settings.prune)
     model = replace(
@@ -192,17 +192,6 @@ def _rounding(request: PackedRequest, settings: Settings) -> Rounding:
     symmetric = is_gptq if request.symmetric is None else request.symmetric
     grid = Grid(_BITS, request.group_size, symmetric, lowest_zero=1 if is_gptq else 0)
     return Rounding(request.packing, grid, feedback, settings.damping, order)
-
-
-def _refuse_other_model(inputs: Inputs, model: Model) -> None:
-    digest = weights_digest(model)
-    if digest != inputs.facts.weights:
-        raise ModelError(
-            f"it was measured on a model with other weights ({inputs.facts.weights[:12]}…) than {model.path} "
-            f"({digest[:12]}…)",
-            path=inputs.path,
-            remedy="Measure this very model with qconv calibrate.",
-        )
 
 
 def _finder(folds: tuple[Fold, ...]) -> Callable[[PackedLinear], int | None]:

@@ -159,8 +159,6 @@ class Ints(Protocol):
 
 
 Number = TypeVar("Number", Floats, Ints)
-
-
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
