@@ -101,7 +101,10 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
 def test_ctrl_c_ends_it_cleanly(example_model: Path) -> None:
     words = ["generate", str(example_model), "-p", PROMPT, "-n", "2000"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-m", "qconv", *words], **pipes) as process:
+    # the tests may run in a shell's background, where Ctrl-C is ignored and children inherit that
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from qconv.convert.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code, *words], **pipes) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
