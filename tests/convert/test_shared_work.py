@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -45,12 +46,12 @@ def test_all_hear_of_an_error(place: str) -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    def begin() -> list[object]:
+    def begin() -> list[Callable[[], None]]:
         if place == "begin":
             fail()
         return [lambda: time.sleep(0.01), fail, lambda: time.sleep(0.01)]
 
-    work = SharedWork(begin)  # type: ignore[arg-type]
+    work = SharedWork(begin)
     with ThreadPoolExecutor(3) as pool:
         for future in [pool.submit(work.finish) for _ in range(3)]:
             with pytest.raises(ValueError, match="broken"):
@@ -62,7 +63,11 @@ def test_the_last_few_are_kept() -> None:
     kept: LastUsed[str] = LastUsed(2)
 
     def get(key: str) -> str:
-        return kept.get(key, lambda: made.append(key) or key)  # type: ignore[func-returns-value]
+        def make() -> str:
+            made.append(key)
+            return key
+
+        return kept.get(key, make)
 
     for key in ("a", "b", "a", "c", "a", "b"):
         assert get(key) == key
