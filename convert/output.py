@@ -169,7 +169,7 @@ class OutputFiles:
                 self._write_uncached(self._descriptors[part], data, start + offset)
             else:
                 write_at(self._descriptors[part], data, start + offset)
-                self._flusher.add(len(data))
+                self._flusher.add(self._descriptors[part], start + offset, len(data))
         except OSError as error:
             raise output_error(error, self.layout.parts[part].path) from error
 
@@ -184,7 +184,7 @@ class OutputFiles:
         except OSError as error:
             raise output_error(error, self.layout.parts[part].path) from error
         if copied:
-            self._flusher.add(count)
+            self._flusher.add(self._descriptors[part], first + offset, count)
         return copied
 
     def _write_uncached(self, descriptor: int, data: memoryview, offset: int) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
@@ -75,6 +76,26 @@ class Registries:
         from ..formats.base import OpenContext
 
         return OpenContext(self.encodings, self.architectures, architecture, pre_tokenizer, vocabulary_only)
+
+
+class _OnFirstUse(Mapping[str, T]):
+    """A mapping that is made when somebody looks into it: reading every architecture takes longer than many a command."""
+
+    def __init__(self, make: Callable[[], Mapping[str, T]]) -> None:
+        self._made = cache(make)
+
+    def __getitem__(self, name: str) -> T:
+        return self._made()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+
+def _providers(registry: Registry[T]) -> Mapping[str, str]:
+    return {name: registry.provider(name) for name in registry.view}
 
 
 class PluginManager:
@@ -153,19 +174,22 @@ class PluginManager:
                 self._fail(info, error)
 
     def registries(self) -> Registries:
-        """Call the hooks and return what they registered."""
+        """Call the hooks and return what they registered; that of architectures is called when one is looked for."""
         encodings: Registry[Encoding] = self.fill("register_encodings", Registry("encoding", attrgetter("name")))
         formats: Registry[Format] = self.fill("register_formats", Registry("format", attrgetter("name")))
-        architectures: Registry[Architecture] = self.fill(
-            "register_architectures", Registry("architecture", attrgetter("name"))
-        )
+
+        @cache
+        def architectures() -> Registry[Architecture]:
+            return self.fill("register_architectures", Registry("architecture", attrgetter("name")))
+
         return Registries(
             encodings.view,
             formats.view,
-            architectures.view,
+            _OnFirstUse(lambda: architectures().view),
             {
-                registry.kind: {name: registry.provider(name) for name in registry.view}
-                for registry in (encodings, formats, architectures)
+                "encoding": _providers(encodings),
+                "format": _providers(formats),
+                "architecture": _OnFirstUse(lambda: _providers(architectures())),
             },
         )
 

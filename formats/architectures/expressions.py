@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from ...errors import ModelError, PluginError
 
@@ -54,6 +55,7 @@ class Condition:
         return _holds(ast.parse(self.text, mode="eval").body, values, self.text)
 
 
+@cache
 def parse_condition(text: str) -> Condition:
     """Return the condition that ``text`` writes; raises PluginError for anything but those above.
 
@@ -65,6 +67,7 @@ def parse_condition(text: str) -> Condition:
     return Condition(text, frozenset(names))
 
 
+@cache
 def parse_expression(source: str | int) -> Expression:
     """Return the expression that ``source`` writes; raises PluginError for anything but the arithmetic above.
 

@@ -9,7 +9,6 @@ Instructions are those of Python's pickle protocols 2 to 5 (``pickletools`` docu
 
 from __future__ import annotations
 
-import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -237,6 +236,8 @@ def run_pickle(
 
 
 def _instruction(code: int) -> str:
+    import pickletools  # slow, and only a message needs it
+
     names = {known.code: known.name for known in pickletools.opcodes}
     return names.get(chr(code), f"0x{code:02x}")
 

@@ -307,6 +307,7 @@ def test_writes_that_leave_nothing_in_the_cache(
 
 def test_what_is_written_goes_to_disk_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
+    monkeypatch.setattr(flush, "_START_BYTES", 1)
     monkeypatch.setattr(flush, "_FLUSH_BYTES", 1)
     monkeypatch.setattr(flush, "_sync", calls.append)
     path, _ = convert(tmp_path, "flushed.gguf")
@@ -318,6 +319,7 @@ def test_a_write_that_the_disk_refused_later_is_not_sealed(tmp_path: Path, monke
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EIO, "the disk failed")
 
+    monkeypatch.setattr(flush, "_START_BYTES", 1)
     monkeypatch.setattr(flush, "_FLUSH_BYTES", 1)
     monkeypatch.setattr(flush, "_sync", refuse)
     with pytest.raises(OutputError, match="the disk failed"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from gguf import GGUFReader
 from run_cli import Cli
 
@@ -231,3 +232,19 @@ def test_inspect_imports_no_compiler(converted: Path) -> None:
 def test_python_m_qconv() -> None:
     done = subprocess.run([sys.executable, "-m", "qconv", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("qconv ")
+
+
+def test_commands_are_found_in_the_modules_that_the_table_names() -> None:
+    from qconv.convert.cli import app
+
+    whole = [*_command_names(app.build_app())]
+    assert sorted(whole) == sorted(name for commands in app._MODULES.values() for name in commands)
+    for commands in app._MODULES.values():
+        for name in commands:
+            assert _command_names(app.build_app(name)) == set(commands)
+
+
+def _command_names(app: typer.Typer) -> set[str]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return set(group.commands)
