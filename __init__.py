@@ -6,21 +6,24 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convert.api import convert_model, open, quantize
 
-try:
-    __version__ = version("qconv")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
+__version__: str
 
 __all__ = ["__version__", "convert_model", "open", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("qconv")
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            return "0+unknown"
     if name in ("convert_model", "open", "quantize"):
         from .convert import api
 

@@ -11,21 +11,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 
-from .. import __version__
 from ..errors import PluginError
 from . import hookspecs
 from .builtin import BUILT_IN
+from .installed import may_have_entry_points
 from .registry import Registry
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import typer
 
     from ..formats.architectures import Architecture
@@ -106,12 +107,16 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._info: dict[str, PluginInfo] = {}
         for name, plugin in BUILT_IN:
-            self.add(plugin, PluginInfo(name, "qconv", __version__, ()))
+            self.add(plugin, PluginInfo(name, "qconv", "", ()))
 
     @property
     def info(self) -> tuple[PluginInfo, ...]:
         """Every plugin in load order, failed ones included."""
-        return tuple(self._info.values())
+        from .. import __version__  # slow to find, and only this asks for it
+
+        return tuple(
+            replace(it, version=__version__) if it.distribution == "qconv" else it for it in self._info.values()
+        )
 
     def add(self, plugin: object, info: PluginInfo) -> None:
         """Register one plugin object; raises PluginError where it has no hook or a hook of another signature."""
@@ -202,8 +207,10 @@ def load_plugins(allowed: str | None = None) -> PluginManager:
     manager = PluginManager()
     choice = os.environ.get("QCONV_PLUGINS") if allowed is None else allowed
     names = None if choice is None else {name.strip().casefold() for name in choice.split(",") if name.strip()}
-    if names is not None and not names:
+    if (names is not None and not names) or not may_have_entry_points(hookspecs.GROUP):
         return manager
+    from importlib.metadata import entry_points
+
     found = sorted(entry_points(group=hookspecs.GROUP), key=lambda it: (it.dist.name if it.dist else "", it.name))
     for entry in found:
         if names is None or (entry.dist is not None and entry.dist.name.casefold() in names):

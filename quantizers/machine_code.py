@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +132,8 @@ def _target() -> llvm.Target:
 
 
 def fingerprint(room: Path) -> str:
-    """Return a digest of the sources and data in a folder, and of the versions of what compiles them."""
-    versions = f"{version('numba')} {llvmlite.__version__} {platform.python_version()} {np.__version__}"
+    """Return a digest of the sources and data in a folder, and of the versions of what compiles them: each numba demands its own llvmlite."""
+    versions = f"{llvmlite.__version__} {platform.python_version()} {np.__version__}"
     digest = hashlib.sha256(versions.encode())
     for source in sorted([*room.glob("*.py"), *room.glob("*.json")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

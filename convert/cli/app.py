@@ -13,7 +13,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ... import __version__
 from ...errors import QconvError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 
@@ -43,6 +42,8 @@ _MODULES = {
 
 def _version(value: bool) -> None:
     if value:
+        from ... import __version__
+
         typer.echo(f"qconv {__version__}")
         raise typer.Exit
 
