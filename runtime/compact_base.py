@@ -226,7 +226,7 @@ def _open(file: PositionalFile) -> CompactBase:
     tokens_at = _PREFIX.size + length
     start = tokens_at + 4 * header.windows * header.context
     scored = header.windows * (header.context - 1 - header.first_scored)
-    end = start + scored * _record(header.kept).itemsize
+    end = start + scored * _record_bytes(header.kept)
     if file.size != end + _DIGEST_BYTES:
         kind = TruncatedError if file.size < end + _DIGEST_BYTES else FormatError
         raise kind(f"it should have {end + _DIGEST_BYTES:,} bytes, but has {file.size:,}", path=path, remedy=_REMEDY)
@@ -267,6 +267,11 @@ def _parse(raw: bytes, path: Path) -> _Header:
     if not sound:
         raise FormatError("its header is not one of this version", path=path, offset=_PREFIX.size, remedy=_REMEDY)
     return header
+
+
+def _record_bytes(kept: int) -> int:
+    """Return the size of a record, of those too that NumPy could not describe."""
+    return 8 + 8 * kept
 
 
 def _record(kept: int) -> np.dtype[np.void]:

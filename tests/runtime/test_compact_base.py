@@ -93,6 +93,13 @@ def test_layout_of_the_file(tmp_path: Path) -> None:
     assert hashlib.sha256(raw[:-32]).digest() == raw[-32:]
 
 
+def with_header(raw: bytes, **changes: object) -> bytes:
+    """Return the file with other values in its header."""
+    length = struct.unpack_from("<I", raw, 8)[0]
+    header = json.dumps(json.loads(raw[12 : 12 + length]) | changes).encode()
+    return raw[:8] + struct.pack("<I", len(header)) + header + raw[12 + length :]
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     windows = cut()
     path = save(tmp_path / "base", windows, sample(windows))
@@ -106,6 +113,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
         (raw[:12] + b"[" + raw[13:], FormatError, "header is not one"),
         (raw.replace(b'"kept": 6', b'"kept": 0'), FormatError, "header is not one"),
         (raw.replace(b'"version": 1', b'"version": 2'), FormatError, "header is not one"),
+        (with_header(raw, kept=1 << 30, vocabulary=1 << 30), TruncatedError, "should have"),  # beyond NumPy's records
         (raw[:-100] + bytes([raw[-100] ^ 1]) + raw[-99:], VerificationError, "differ from their digest"),
     ):
         path.write_bytes(data)
