@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconv.formats.architectures import Architecture, built_in_architectures
+from qconv.formats.architectures import Architecture, at_layer, built_in_architectures, whole
 from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 Stored = tuple[str, tuple[int, ...], bytes]  # dtype, shape, data
@@ -206,15 +206,16 @@ def hf_shapes(
     for entry in architecture.tensors:
         if not (entry.required or optional) or (entry.omitted_when and values.get(entry.omitted_when)):
             continue
-        layers = range(int(values["layers"])) if entry.per_layer else (0,)
-        experts = range(int(values["experts"])) if entry.per_expert else (0,)
+        layers = range(whole(values, "layers")) if entry.per_layer else (0,)
+        experts = range(whole(values, "experts")) if entry.per_expert else (0,)
         for layer in layers:
-            if entry.when is not None and not entry.when.holds({**values, "layer": layer}):
+            scope = at_layer(values, layer if entry.per_layer else None)
+            if entry.when is not None and not entry.when.holds(scope):
                 continue
             for expert in experts:
                 for name, shape in zip(entry.hf, entry.shapes, strict=True):
                     filled = name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
-                    found[filled] = tuple(size.evaluate(values) for size in shape)
+                    found[filled] = tuple(size.evaluate(scope) for size in shape)
     return found
 
 
