@@ -150,6 +150,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": CONFIG | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "num_hidden_layers": 5},
     "seed-oss": CONFIG | {"architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss", "head_dim": 8},
     "ernie4_5": CONFIG | {"architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "head_dim": 8},
+    "ernie4_5moe": CONFIG
+    | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "model_type": "ernie4_5_moe",
+        "moe_intermediate_size": 12,
+        "moe_num_experts": 3,
+        "moe_k": 2,
+    },
+    "arcee": CONFIG | {"architectures": ["ArceeForCausalLM"], "model_type": "arcee"},
+    "dots1": CONFIG
+    | {
+        "architectures": ["Dots1ForCausalLM"],
+        "model_type": "dots1",
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 12,
+    },
     "mistral3": CONFIG
     | {
         "architectures": ["Ministral3ForCausalLM"],
