@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError
-from ..formats.architectures import TRANSFORMS, TensorMap
+from ..formats.architectures import TRANSFORMS, TensorMap, at_layer
 from ..formats.architectures.lazy import constant
 from ..formats.architectures.names import fill_name
 from ..formats.base import Model, OpenContext, Tensor
@@ -240,7 +240,8 @@ class _Makers:
         whole = self._prepared.tensors[name]
         matrix = found.matrix
         if matrix.rows == whole.row_count and matrix.rows == matrix.tensor.row_count:
-            arguments = {key: size.evaluate(self._values) for key, size in entry.arguments.items()}
+            scope = at_layer(self._values, self._entries[matrix.name][1])
+            arguments = {key: size.evaluate(scope) for key, size in entry.arguments.items()}
             made = Exl2Linear(
                 name.removesuffix(_WEIGHT),
                 whole,

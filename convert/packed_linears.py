@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import EncodingError, ModelError
-from ..formats.architectures import TRANSFORMS
+from ..formats.architectures import TRANSFORMS, whole
 from ..formats.architectures.names import fill_name
 from ..formats.base import Model, OpenContext, Tensor
 from ..formats.huggingface.out.prepare import family_of, prepare_for_huggingface
@@ -86,7 +86,7 @@ def packed_subject(model: Model, context: OpenContext) -> PackedSubject:
         canonical = tuple(fill_name(name, layer) for name in entry.gguf)
         if layer is None or not all(_is_matrix(name) for name in canonical):
             continue
-        experts = range(int(family.values["experts"])) if entry.per_expert else (None,)
+        experts = range(whole(family.values, "experts")) if entry.per_expert else (None,)
         for expert in experts:
             for template in entry.hf:
                 name = recorded.stored_name(fill_name(template, layer, expert))

@@ -18,6 +18,7 @@ from .base import (
 from .expressions import Condition, Expression, parse_condition, parse_expression
 from .load import built_in_architectures, load_architecture
 from .names import MappedTensor, NameMap, map_names
+from .per_layer import FromLayers, LayerParameter, LayerValues, Value, at_layer, whole
 from .transforms import TRANSFORMS, Transform
 
 __all__ = [
@@ -27,7 +28,10 @@ __all__ = [
     "Condition",
     "Dropped",
     "Expression",
+    "FromLayers",
     "HyperParameter",
+    "LayerParameter",
+    "LayerValues",
     "MappedTensor",
     "Mark",
     "Measured",
@@ -37,9 +41,12 @@ __all__ = [
     "Stored",
     "TensorMap",
     "Transform",
+    "Value",
+    "at_layer",
     "built_in_architectures",
     "load_architecture",
     "map_names",
     "parse_condition",
     "parse_expression",
+    "whole",
 ]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ..metadata import Scalar
 from .expressions import Condition, Expression
+from .per_layer import FromLayers, LayerParameter
 
 __all__ = [
     "Architecture",
@@ -78,6 +79,7 @@ class HyperParameter:
         recovered: for what GGUF has no key for: how its value follows from those that GGUF has, on the way back.
         minimum: the least that a ``uint32`` may be.
         stored: how GGUF's number is made of the configuration's, where they differ.
+        from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
     """
 
     name: str
@@ -90,6 +92,7 @@ class HyperParameter:
     recovered: Expression | Condition | None = None
     minimum: int = 1
     stored: Stored | None = None
+    from_layers: FromLayers | None = None
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
         """Return what GGUF has where the configuration is silent, given the hyper-parameters before this one; None for nothing."""
@@ -284,6 +287,7 @@ class Architecture:
         config_section: key under which multimodal configurations keep the text model's (``text_config``), or None.
         prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
         hyper_parameters: in order of evaluation and writing.
+        per_layer: numbers that differ from layer to layer, in order of evaluation and writing, after the hyper-parameters.
         checks: configuration values that must hold.
         rope: rotary positions, None for others.
         tensors: the name map, in the order in which a block's tensors are written.
@@ -307,3 +311,4 @@ class Architecture:
     dropped: tuple[Dropped, ...]
     tokenizer: Mapping[str, Scalar]
     runtime: RuntimeFacts | str
+    per_layer: tuple[LayerParameter, ...] = ()

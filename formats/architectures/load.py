@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from ...errors import PluginError
 from .base import Architecture, Check, Dropped, HyperParameter, Mark, Measured, Rope, RuntimeFacts, Stored, TensorMap
 from .expressions import Condition, Expression, parse_condition, parse_expression
 from .fields import Fields
+from .per_layer import FromLayers, LayerParameter
 from .transforms import TRANSFORMS
 
 __all__ = ["built_in_architectures", "load_architecture"]
@@ -64,6 +66,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         hyper_parameters=tuple(
             _hyper_parameter(key, item, where, path) for key, item in fields.object("hyper_parameters").items()
         ),
+        per_layer=tuple(_layer_parameter(key, item, where, path) for key, item in fields.object("per_layer").items()),
         checks=tuple(_check(item, where, path) for item in fields.items("checks")),
         rope=_rope(fields.take("rope"), where, path) if "rope" in fields else None,
         tensors=tuple(_tensor(item, where, path) for item in fields.items("tensors")),
@@ -116,6 +119,9 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         stored=_stored(fields.take("stored"), f"{where}: hyper-parameter {name!r}", path)
         if "stored" in fields
         else None,
+        from_layers=_from_layers(fields.take("from_layers"), f"{where}: hyper-parameter {name!r}", path)
+        if "from_layers" in fields
+        else None,
     )
     fields.finish()
     if required and not found.config:
@@ -133,6 +139,32 @@ def _stored(value: object, where: str, path: Path | None) -> Stored:
     fields = Fields(value, f"{where}: stored", path)
     rule = "over_root_of" if "over_root_of" in fields else "quotient_of"
     found = Stored(cast("Literal['over_root_of', 'quotient_of']", rule), _expression(fields, rule))
+    fields.finish()
+    return found
+
+
+def _from_layers(value: object, where: str, path: Path | None) -> FromLayers:
+    fields = Fields(value, f"{where}: from_layers", path)
+    found = FromLayers(fields.text("name"), parse_condition(fields.text("where")) if "where" in fields else None)
+    fields.finish()
+    return found
+
+
+def _layer_parameter(name: str, value: object, where: str, path: Path | None) -> LayerParameter:
+    fields = Fields(value, f"{where}: number per layer {name!r}", path)
+    words = fields.object("words")
+    if not all(type(number) is int for number in words.values()):
+        fields.fail("has 'words' whose values must be whole numbers")
+    found = LayerParameter(
+        name=name,
+        config=fields.texts("config"),
+        words=MappingProxyType(dict(words)),
+        type=_choice(fields, "type", ("uint32", "float32", "bool")),
+        keys=fields.texts("keys"),
+        default=_expression(fields, "default"),
+        recovered=_optional_expression(fields, "recovered"),
+        quantile=fields.flag("quantile", False),
+    )
     fields.finish()
     return found
 
@@ -298,6 +330,7 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     for parameter in architecture.hyper_parameters:
         if parameter.recovered is not None:
             demand(parameter.recovered.names, f"'recovered' of {parameter.name!r}")
+    layered = _check_layer_names(architecture, defined, demand)
     for check in architecture.checks:
         for expression in (check.equals, check.at_least):
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
@@ -313,12 +346,34 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"
         for argument in tensor.arguments.values():
-            demand(argument.names, user)
+            demand(argument.names - (layered if tensor.per_layer else set()), user)
         for shape in tensor.shapes:
-            demand(frozenset().union(*(size.names for size in shape)), user)
+            demand(frozenset().union(*(size.names for size in shape)) - (layered if tensor.per_layer else set()), user)
         if tensor.when:
-            demand(tensor.when.names - ({"layer"} if tensor.per_layer else set()), user)
+            demand(tensor.when.names - (layered if tensor.per_layer else set()), user)
         if tensor.per_expert:
             demand({"experts"}, user)
         if tensor.omitted_when:
             demand({tensor.omitted_when}, user)
+
+
+def _check_layer_names(
+    architecture: Architecture, defined: set[str], demand: Callable[[frozenset[str] | set[str], str], None]
+) -> set[str]:
+    """Return the names that expressions about one layer may mention besides hyper-parameters; refuses those that nothing before defines."""
+    layered = {"layer"}
+    for parameter in architecture.per_layer:
+        demand(parameter.default.names - layered, f"the default of {parameter.name!r}")
+        if parameter.name in defined | layered:
+            raise PluginError(f"architecture {architecture.name!r}: {parameter.name!r} is defined twice")
+        layered.add(parameter.name)
+    for parameter in architecture.per_layer:
+        if parameter.recovered is not None:
+            demand(parameter.recovered.names - layered, f"'recovered' of {parameter.name!r}")
+    for source in (it.from_layers for it in architecture.hyper_parameters if it.from_layers is not None):
+        if source.name not in layered - {"layer"}:
+            raise PluginError(
+                f"architecture {architecture.name!r}: there is no number per layer called {source.name!r}"
+            )
+        demand(source.where.names - layered if source.where else set(), "'from_layers'")
+    return layered

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .base import Architecture, TensorMap
+from .per_layer import at_layer
 
 __all__ = ["MappedTensor", "NameMap", "canonical_order", "fill_name", "map_names"]
 
@@ -104,8 +105,11 @@ def _apply(
     omitted: dict[str, str] = {}
     produced: set[str] = set()
     wanted: list[tuple[tuple[str, ...], list[str]]] = []
+    scopes: dict[int | None, Mapping[str, object]] = {}
     for entry, layer in canonical_order(architecture, _count(values, "layers")):
-        if entry.when is not None and not entry.when.holds(values if layer is None else {**values, "layer": layer}):
+        if layer not in scopes:
+            scopes[layer] = at_layer(values, layer)
+        if entry.when is not None and not entry.when.holds(scopes[layer]):
             continue
         gguf = tuple(fill_name(name, layer) for name in entry.gguf)
         experts = range(_count(values, "experts")) if entry.per_expert else (None,)

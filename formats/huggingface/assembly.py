@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import MissingTensorError, ModelError, UnmappedTensorError
 from ...quantizers.base import Encoding
-from ..architectures import Architecture, NameMap
+from ..architectures import Architecture, NameMap, at_layer
 from ..base import Tensor
 from ..scales import scale_name
 from ..stored import CheckpointTensor, lazy_tensor
@@ -139,7 +139,8 @@ def assemble(
     found: dict[str, Tensor] = {}
     for item in names.mapped:
         sources = [lazy_tensor(tensors[name], encodings) for name in item.sources]
-        arguments = {name: size.evaluate(values) for name, size in item.entry.arguments.items()}
+        scope = at_layer(values, item.layer) if item.entry.arguments else values
+        arguments = {name: size.evaluate(scope) for name, size in item.entry.arguments.items()}
         results, scale = transform_scaled(item.entry.transform, sources, scales, arguments)
         for name, result in zip(item.gguf, results, strict=True):
             found[name] = replace(result, name=name)

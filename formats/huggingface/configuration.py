@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import ModelError
-from ..architectures import Architecture, Check, Expression, HyperParameter
+from ..architectures import Architecture, Check, Expression, HyperParameter, Value, whole
 from ..metadata import Field, boolean, float32, uint32
 from .json_files import finite_number
+from .per_layer import layer_metadata, read_layers
 
 __all__ = [
     "Values",
@@ -29,7 +30,7 @@ _CAPS = {"layers": LAYERS_MAX, "experts": EXPERTS_MAX}
 
 _IRREGULAR = "GGUF holds only the regular pattern of this family; a plugin can describe another one."
 
-Values = Mapping[str, bool | int | float]
+Values = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def text_section(architecture: Architecture, config: Mapping[str, Any]) -> Mappi
 
 def read_hyper_parameters(architecture: Architecture, config: Mapping[str, Any], path: Path) -> Values:
     """Return the hyper-parameters that are set or have a default; raises ModelError, with the key, for what makes no sense."""
-    values: dict[str, bool | int | float] = {}
+    values: dict[str, Value] = {}
     for parameter in architecture.hyper_parameters:
         value = _value(parameter, config, values, path)
         if value is not None:
             values[parameter.name] = value
-    return MappingProxyType(values)
+    return MappingProxyType(values | read_layers(architecture, config, values, path))
 
 
 def _value(
@@ -145,7 +146,7 @@ def layer_types(architecture: Architecture, values: Values) -> list[str] | None:
     if isinstance(facts, str) or facts.sliding_period is None:
         return None
     period = facts.sliding_period.evaluate(values) if values.get("window") else 1
-    layers = range(1, int(values["layers"]) + 1)
+    layers = range(1, whole(values, "layers") + 1)
     return ["sliding_attention" if layer % period else "full_attention" for layer in layers]
 
 
@@ -163,7 +164,7 @@ def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], va
             path=path,
             remedy=_IRREGULAR,
         )
-    layers = range(1, int(values["layers"]) + 1)
+    layers = range(1, whole(values, "layers") + 1)
     if facts.unrotated_period is not None and isinstance(rotated, list):
         period = facts.unrotated_period.evaluate(values)
         if rotated != [int(layer % period != 0) for layer in layers]:
@@ -176,15 +177,17 @@ def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], va
 
 def hyper_parameter_metadata(architecture: Architecture, values: Values) -> dict[str, Field]:
     """Return GGUF's keys, in the order of the architecture's description."""
-    return {
+    found = {
         f"{architecture.gguf}.{key}": _field(parameter, values[parameter.name])
         for parameter in architecture.hyper_parameters
         if parameter.name in values
         for key in parameter.keys
     }
+    return found | layer_metadata(architecture, values)
 
 
-def _field(parameter: HyperParameter, value: bool | float) -> Field:
+def _field(parameter: HyperParameter, value: Value) -> Field:
+    assert not isinstance(value, tuple)
     if parameter.type == "uint32":
         return uint32(int(value))
     return float32(float(value)) if parameter.type == "float32" else boolean(bool(value))

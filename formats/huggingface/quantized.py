@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import FormatError, QconvError, ShapeError
 from ...quantizers.base import Encoding
-from ..architectures import Architecture, NameMap, map_names
+from ..architectures import Architecture, NameMap, at_layer, map_names
 from ..architectures.transforms import TRANSFORMS
 from ..base import Tensor
 from ..metadata import Scalar
@@ -156,7 +156,7 @@ def without_padding(weights: Weights, names: NameMap, values: Mapping[str, objec
             tensor = found[source]
             if not isinstance(tensor, Tensor) and not source.endswith(".bias"):
                 continue
-            rows = item.entry.shapes[index % len(item.entry.shapes)][0].evaluate(values)
+            rows = item.entry.shapes[index % len(item.entry.shapes)][0].evaluate(at_layer(values, item.layer))
             if tensor.shape and 0 < rows < tensor.shape[0] == -(-rows // weights.row_padding) * weights.row_padding:
                 found[source] = _cut(tensor, rows)
     return replace(weights, tensors=MappingProxyType(found))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import FormatError, MissingFileError, UnknownFormatError
-from ..architectures import Architecture, NameMap, map_names
+from ..architectures import Architecture, NameMap, map_names, whole
 from ..architectures.transforms import constant
 from ..base import Model, OpenContext, Tensor
 from .assembly import assemble, check_names, dropped_notes, measured_values
@@ -131,10 +131,9 @@ def _model(
             described.names, described.weights.tensors, values, context.encodings, described.weights.scales
         )
     card, card_notes = read_model_card(folder)
-    experts = values.get("experts")
-    label = size_label(tensors.values(), int(experts) if experts else None)
-    hints = {**architecture.tokenizer, **{name: values[name] for name in ("token_types",) if name in values}}
-    tokenizer = read_tokenizer(folder, config, context, vocab_rows=int(values["vocabulary"]), hints=hints)
+    label = size_label(tensors.values(), whole({"experts": 0, **values}, "experts") or None)
+    hints = {**architecture.tokenizer, **{name: whole(values, name) for name in ("token_types",) if name in values}}
+    tokenizer = read_tokenizer(folder, config, context, vocab_rows=whole(values, "vocabulary"), hints=hints)
     pooling, pooling_notes = read_pooling(folder, architecture.gguf)
     side_files = _side_files(folder)
     return Model(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
-from ..architectures import Architecture, Rope
+from ..architectures import Architecture, Rope, whole
 from ..metadata import Field, float32, string, uint32
 from .configuration import Values
 from .json_files import finite_number
@@ -81,13 +81,13 @@ class _Source:
                 if number is None or not 1 <= number < 1 << 31:
                     self.fail(f"original_max_position_embeddings is {value!r}, which must be a number above 0")
                 return int(number)
-        return int(self.values["context"])
+        return whole(self.values, "context")
 
     def stretch(self) -> float:
         """Return how many times longer the context became; the configuration's ``factor``, or the ratio of contexts."""
         if self.parameters.get("factor") is not None:
             return self.number("factor")
-        return int(self.values["context"]) / self.original_context()
+        return whole(self.values, "context") / self.original_context()
 
     def factors(self, key: str) -> NDArray[np.float32]:
         """Return a list of positive numbers, one per rotated pair; raises ModelError."""
@@ -206,7 +206,7 @@ def _linear(source: _Source) -> RopeResult:
 
 
 def _dynamic(source: _Source) -> RopeResult:
-    context = int(source.values["context"])
+    context = whole(source.values, "context")
     note = f"dynamic rotary scaling has no counterpart in GGUF: the model is as the source up to {context} tokens, not beyond"
     return RopeResult({}, notes=(note,))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import ShapeError
-from ..architectures import Expression, NameMap
+from ..architectures import Expression, NameMap, at_layer
 from ..stored import CheckpointTensor, StoredTensor
 
 __all__ = ["check_shapes", "shape_problems"]
@@ -18,16 +18,18 @@ def shape_problems(
     names: NameMap, tensors: Mapping[str, CheckpointTensor], values: Mapping[str, object]
 ) -> list[tuple[str, str]]:
     """Return (checkpoint name, sentence) for every mapped tensor of another shape; raises ModelError for sizes that cannot be computed."""
-    known: dict[tuple[Expression, ...], tuple[int, ...]] = {}
+    layered = {name for name, value in values.items() if isinstance(value, tuple)}
+    known: dict[tuple[tuple[Expression, ...], int | None], tuple[int, ...]] = {}
     problems = []
     for item in names.mapped:
         for index, source in enumerate(item.sources):
             sizes = item.entry.shapes[index % len(item.entry.shapes)]
-            if sizes not in known:
-                known[sizes] = tuple(size.evaluate(values) for size in sizes)
+            key = sizes, item.layer if any(size.names & layered for size in sizes) else None
+            if key not in known:
+                known[key] = tuple(size.evaluate(at_layer(values, key[1])) for size in sizes)
             found = tensors[source].shape
-            if found != known[sizes]:
-                asked = ", ".join(f"{size.text} = {value}" for size, value in zip(sizes, known[sizes], strict=True))
+            if found != known[key]:
+                asked = ", ".join(f"{size.text} = {value}" for size, value in zip(sizes, known[key], strict=True))
                 problems.append((source, f"has shape {found}, the configuration gives ({asked})"))
     return problems
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconv.formats.architectures import Architecture, built_in_architectures
+from qconv.formats.architectures import Architecture, at_layer, built_in_architectures, whole
 from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 Stored = tuple[str, tuple[int, ...], bytes]  # dtype, shape, data
@@ -144,12 +144,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bert": CONFIG | {"architectures": ["BertModel"], "model_type": "bert"},
     "roberta": CONFIG | {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "pad_token_id": 1},
+    "eurobert": CONFIG | {"architectures": ["EuroBertModel"], "model_type": "eurobert"},
     "jina-bert-v2": CONFIG | {"architectures": ["JinaBertModel"], "model_type": "jina_bert", "position_embedding_type": "alibi"},
     "gemma": CONFIG | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 8},
     "nemotron": CONFIG | {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"},
     "smollm3": CONFIG | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "num_hidden_layers": 5},
     "seed-oss": CONFIG | {"architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss", "head_dim": 8},
     "ernie4_5": CONFIG | {"architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "head_dim": 8},
+    "ernie4_5moe": CONFIG
+    | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "model_type": "ernie4_5_moe",
+        "moe_intermediate_size": 12,
+        "moe_num_experts": 3,
+        "moe_k": 2,
+    },
+    "arcee": CONFIG | {"architectures": ["ArceeForCausalLM"], "model_type": "arcee"},
+    "dots1": CONFIG
+    | {
+        "architectures": ["Dots1ForCausalLM"],
+        "model_type": "dots1",
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 12,
+    },
     "mistral3": CONFIG
     | {
         "architectures": ["Ministral3ForCausalLM"],
@@ -206,15 +227,16 @@ def hf_shapes(
     for entry in architecture.tensors:
         if not (entry.required or optional) or (entry.omitted_when and values.get(entry.omitted_when)):
             continue
-        layers = range(int(values["layers"])) if entry.per_layer else (0,)
-        experts = range(int(values["experts"])) if entry.per_expert else (0,)
+        layers = range(whole(values, "layers")) if entry.per_layer else (0,)
+        experts = range(whole(values, "experts")) if entry.per_expert else (0,)
         for layer in layers:
-            if entry.when is not None and not entry.when.holds({**values, "layer": layer}):
+            scope = at_layer(values, layer if entry.per_layer else None)
+            if entry.when is not None and not entry.when.holds(scope):
                 continue
             for expert in experts:
                 for name, shape in zip(entry.hf, entry.shapes, strict=True):
                     filled = name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
-                    found[filled] = tuple(size.evaluate(values) for size in shape)
+                    found[filled] = tuple(size.evaluate(scope) for size in shape)
     return found
 
 

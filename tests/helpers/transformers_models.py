@@ -77,6 +77,12 @@ MINICPM3 = {
 GLM_MOE = {
     key: LATENT[key] for key in LATENT if not key.endswith(("_rank", "_dim")) and key != "num_key_value_heads"
 } | {"head_dim": 32}
+DOTS = {key: GLM_MOE[key] for key in GLM_MOE if key != "head_dim"} | {
+    "n_group": 1, "topk_group": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+ERNIE_MOE = {
+    "num_hidden_layers": 3, "moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 6, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 
@@ -160,6 +166,13 @@ CASES = (
         "full_attention": yarn(rope_theta=2e5), "sliding_attention": {"rope_type": "default", "rope_theta": 2e5},
     }),
     case("exaone4", "Exaone4ForCausalLM", sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=LLAMA3),
+    case("arcee", "ArceeForCausalLM"),
+    case("arcee-tied-scaling", "ArceeForCausalLM", head_dim=32, tie_word_embeddings=True, rope_parameters=LLAMA3),
+    case("arcee-yarn", "ArceeForCausalLM", rope_parameters=yarn()),
+    case("dots1", "Dots1ForCausalLM", **DOTS, norm_topk_prob=True, routed_scaling_factor=2.5),
+    case("dots1-plain-weights", "Dots1ForCausalLM", **DOTS | {"first_k_dense_replace": 0}, head_dim=32),
+    case("ernie4_5moe", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE),
+    case("ernie4_5moe-no-shared", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE | {"moe_num_shared_experts": 0, "moe_layer_start_index": 2}, tie_word_embeddings=False),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from ...architectures.names import fill_name
 from ...base import Model
 from ...metadata import Field
 from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
+from ..per_layer import layer_configuration
 from ..rope import read_rope
 from .family import Family
 from .rope import ROPE_KEYS, rebuild_rope
@@ -85,6 +86,7 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
         found["architectures"] = [found["architectures"]]
     types = layer_types(architecture, values)
     found |= {"layer_types": types} if types is not None else {}
+    found |= layer_configuration(architecture, values)
     found |= rebuild_rope(architecture, values, model.metadata, model.tensors)
     found |= special_ids(model.metadata)
     return found
@@ -93,6 +95,7 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
 def _value(parameter: HyperParameter, values: Values) -> bool | int | float | None:
     """Return what the configuration says; null for what the family does without."""
     value = values.get(parameter.name)
+    assert not isinstance(value, tuple)
     if parameter.type == "uint32" and value is not None and value < parameter.minimum:
         return None
     return parameter.as_configured(value, values)
@@ -138,6 +141,7 @@ def _corrected(
         for key in [key for key, value in config.items() if isinstance(value, list) and len(value) == layers]:
             del config[key]  # one entry per layer: transformers has a rule for what is absent
             changed.add(key)
+    changed |= _correct_layers(config, family, stated, derived)
     changed |= _correct_rope(config, architecture, expected, family, model)
     if not same_tokenizer:
         for key, value in special_ids(model.metadata).items():
@@ -145,6 +149,26 @@ def _corrected(
                 config[key] = value
                 changed.add(key)
     return config, changed
+
+
+def _correct_layers(
+    config: dict[str, Any], family: Family, stated: Mapping[str, Field], derived: Mapping[str, Field]
+) -> set[str]:
+    """Write the lists anew where GGUF's arrays are not those that the configuration gives."""
+    architecture, changed = family.architecture, set()
+    lists = layer_configuration(architecture, family.values)
+    alike = {
+        parameter.name: all(_equal(stated.get(key), derived.get(key)) for key in keys)
+        for parameter in architecture.per_layer
+        if (keys := [f"{architecture.gguf}.{key}" for key in parameter.keys])
+    }
+    for parameter in architecture.per_layer:
+        known = alike.get(parameter.name, all(alike.values()))
+        if parameter.config and not known:
+            key = next((key for key in parameter.config if key in config), parameter.config[0])
+            config[key] = lists[parameter.config[0]]
+            changed.add(key)
+    return changed
 
 
 def _flattened(original: Mapping[str, Any], architecture: Architecture) -> tuple[dict[str, Any], set[str]]:
@@ -167,6 +191,8 @@ def _equal(one: Field | None, other: Field | None) -> bool:
     if one is None or other is None:
         return one is other
     left, right = one.value, other.value
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return bool(np.array_equal(np.asarray(left), np.asarray(right)))
     if isinstance(left, int | float) and isinstance(right, int | float):
         return bool(np.float32(left) == np.float32(right)) if isinstance(left, float) else left == right
     return isinstance(left, str) and left == right

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....errors import MissingTensorError, ModelError, ShapeError, UnknownArchitectureError, UnmappedTensorError
-from ...architectures import TRANSFORMS, Architecture, TensorMap
+from ...architectures import TRANSFORMS, Architecture, TensorMap, at_layer, whole
 from ...architectures.names import canonical_order, fill_name
 from ...architectures.rows import under
 from ...architectures.transforms import constant
@@ -89,8 +89,8 @@ def _fit(architecture: Architecture, model: Model, recorded: Recorded) -> Family
     wanted: list[str] = []
     order = [
         (index, entry, layer)
-        for index, (entry, layer) in enumerate(canonical_order(architecture, int(values["layers"])))
-        if entry.when is None or entry.when.holds(values if layer is None else {**values, "layer": layer})
+        for index, (entry, layer) in enumerate(canonical_order(architecture, whole(values, "layers")))
+        if entry.when is None or entry.when.holds(at_layer(values, layer))
     ]
     for index, entry, layer in sorted(order, key=lambda it: it[1].hf[0] not in recorded.forms):
         gguf = [fill_name(name, layer) for name in entry.gguf]
@@ -128,14 +128,15 @@ def invert_tensors(family: Family, model: Model, recorded: Recorded) -> dict[str
     skipped = skipped_rows(model.metadata, model.tensors, model.path)
     for entry, layer in family.entries:
         sources = [model.tensors[fill_name(name, layer)] for name in entry.gguf]
-        arguments = {name: size.evaluate(family.values) for name, size in entry.arguments.items()}
+        scope = at_layer(family.values, layer)
+        arguments = {name: size.evaluate(scope) for name, size in entry.arguments.items()}
         results = TRANSFORMS[entry.transform].inverse(sources, arguments)
         if len(sources) == 1 and sources[0].name in exact:
             results = _restored(entry, sources[0], exact[sources[0].name], arguments) or results
         if entry.transform == "skip_rows" and sources[0].name in skipped:
             rows = np.asarray(skipped[sources[0].name], np.float32)
             results = (under(rows, sources[0]),) if len(rows) == arguments["first"] else results
-        experts = range(int(family.values["experts"])) if entry.per_expert else (None,)
+        experts = range(whole(family.values, "experts")) if entry.per_expert else (None,)
         names = [fill_name(name, layer, expert) for expert in experts for name in entry.hf]
         if len(names) != len(results):
             raise ShapeError(
@@ -144,7 +145,7 @@ def invert_tensors(family: Family, model: Model, recorded: Recorded) -> dict[str
                 tensor=sources[0].name,
             )
         for index, (name, result) in enumerate(zip(names, results, strict=True)):
-            shape = tuple(size.evaluate(family.values) for size in entry.shapes[index % len(entry.shapes)])
+            shape = tuple(size.evaluate(scope) for size in entry.shapes[index % len(entry.shapes)])
             if result.shape != shape:
                 raise ShapeError(
                     f"its shape gives {name} {result.shape}, the metadata give {shape}",

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
+from ...architectures import whole
 from ...base import Model, OpenContext
 from .configuration import rebuild_configuration
 from .family import Family, find_family, invert_tensors
@@ -41,7 +42,7 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
         generation = rebuild_generation(model.metadata, recorded)
         if generation is not None:
             documents[_GENERATION] = generation.encode()
-        rebuilt, more = rebuild_tokenizer(model, recorded, int(family.values.get("context", 0)))
+        rebuilt, more = rebuild_tokenizer(model, recorded, whole({"context": 0, **family.values}, "context"))
         documents |= rebuilt
         notes += more
     return replace(

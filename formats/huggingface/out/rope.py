@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...architectures import Architecture, Rope
+from ...architectures import Architecture, Rope, whole
 from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
@@ -55,14 +55,14 @@ def rebuild_rope(
     if rope.local_theta is not None:
         found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
     if _LONG in tensors and _SHORT in tensors:
-        return found | _longrope(known, tensors, int(values["context"]))
+        return found | _longrope(known, tensors, whole(values, "context"))
     kind = known.text("scaling.type")
     if kind == "linear":
         scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": known.number("scaling.factor", 1.0)}
     elif kind == "yarn":
-        scaling = _yarn(known, rope, known.number("scaling.factor", 1.0), int(values["context"]))
+        scaling = _yarn(known, rope, known.number("scaling.factor", 1.0), whole(values, "context"))
     elif _TABLE in tensors:
-        scaling = _from_table(known, rope, tensors[_TABLE].rows(0, 1)[0], theta, rotated, int(values["context"]))
+        scaling = _from_table(known, rope, tensors[_TABLE].rows(0, 1)[0], theta, rotated, whole(values, "context"))
     else:
         scaling = None
     temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")

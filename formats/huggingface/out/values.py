@@ -9,14 +9,26 @@ from types import MappingProxyType
 import numpy as np
 
 from ....errors import ModelError
-from ...architectures import Architecture, Condition, Expression, HyperParameter
+from ...architectures import (
+    Architecture,
+    Condition,
+    Expression,
+    HyperParameter,
+    LayerParameter,
+    LayerValues,
+    TensorMap,
+    Value,
+    at_layer,
+    whole,
+)
+from ...architectures.names import fill_name
+from ...architectures.per_layer import complete_layers, gather_layers
 from ...base import Model, Tensor
 from ...metadata import Field, ValueType
 from ..configuration import Values
+from ..per_layer import stated_layers
 
-__all__ = ["plain_number", "recover_values", "stated_value"]
-
-Value = bool | int | float
+__all__ = ["plain_number", "recover_values", "recovered_value", "stated_value"]
 
 
 def plain_number(field: Field) -> float:
@@ -30,7 +42,7 @@ def plain_number(field: Field) -> float:
 
 def stated_value(
     architecture: Architecture, parameter: HyperParameter, metadata: Mapping[str, Field], path: Path
-) -> Value | None:
+) -> bool | int | float | None:
     """Return what the metadata say about a hyper-parameter, or None.
 
     Raises ModelError for a value that differs from layer to layer, and for one of another type.
@@ -66,7 +78,7 @@ def recover_values(architecture: Architecture, model: Model) -> Values:
     family's default. Raises ModelError for what is needed and cannot be found.
     """
     values: dict[str, Value] = {}
-    later = [it for it in architecture.hyper_parameters if it.recovered is not None and not it.keys]
+    later = [it for it in architecture.hyper_parameters if (it.recovered or it.from_layers) and not it.keys]
     for parameter in architecture.hyper_parameters:
         if parameter in later:
             continue
@@ -84,12 +96,69 @@ def recover_values(architecture: Architecture, model: Model) -> Values:
                 path=model.path,
                 remedy="Set it with --override-kv.",
             )
+    values |= _layers(architecture, values, model)
+    values |= _omitted(architecture, values, model.tensors)
     for parameter in later:
-        if isinstance(parameter.recovered, Condition):
-            values[parameter.name] = parameter.recovered.holds(values)
-        elif isinstance(parameter.recovered, Expression):
-            values[parameter.name] = parameter.recovered.evaluate(values)
-    return MappingProxyType({it.name: values[it.name] for it in architecture.hyper_parameters if it.name in values})
+        found = recovered_value(parameter, values)
+        if found is not None:
+            values[parameter.name] = found
+    values |= _again(architecture, values)
+    names = (*(it.name for it in architecture.hyper_parameters), *(it.name for it in architecture.per_layer))
+    return MappingProxyType({name: values[name] for name in names if name in values})
+
+
+def recovered_value(parameter: HyperParameter, values: Mapping[str, Value]) -> bool | int | float | None:
+    """Return what GGUF has no key for out of what it has, the numbers of its layers included; the default where no layer tells."""
+    if isinstance(parameter.recovered, Condition):
+        return parameter.recovered.holds(values)
+    if isinstance(parameter.recovered, Expression):
+        return parameter.recovered.evaluate(values)
+    found = parameter.from_layers.find(values) if parameter.from_layers is not None else None
+    return parameter.usual(values) if found is None else found
+
+
+def _omitted(architecture: Architecture, values: Mapping[str, Value], tensors: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Return the truth values that show in tensors of layers: whether those that they leave out are absent from every layer that could have them."""
+    found: dict[str, bool] = {}
+    for entry in architecture.tensors if tensors else ():
+        if entry.omitted_when is None or not entry.per_layer:
+            continue
+        layers = (layer for layer in range(whole(values, "layers")) if _applies(entry, values, layer))
+        there = [fill_name(entry.gguf[0], layer) in tensors for layer in layers]
+        if there:
+            found[entry.omitted_when] = not any(there) and found.get(entry.omitted_when, True)
+    return found
+
+
+def _applies(entry: TensorMap, values: Mapping[str, Value], layer: int) -> bool:
+    return entry.when is None or entry.when.holds(at_layer(values, layer))
+
+
+def _layers(architecture: Architecture, values: Mapping[str, Value], model: Model) -> dict[str, LayerValues]:
+    """Return the numbers per layer as far as they follow without what is recovered of the whole model."""
+
+    def stated(parameter: LayerParameter) -> LayerValues | None:
+        if parameter.recovered is not None and not parameter.keys:
+            return (0,) * layers  # until the others are known
+        return stated_layers(architecture, parameter, model.metadata, layers, model.path)
+
+    layers = whole(values, "layers") if architecture.per_layer else 0
+    found = complete_layers(architecture.per_layer, values, stated)
+    for parameter in architecture.per_layer:
+        if parameter.recovered is not None and not parameter.keys:
+            found[parameter.name] = gather_layers(parameter.recovered, {**values, **found}, layers)
+    return found | _again(architecture, {**values, **found})
+
+
+def _again(architecture: Architecture, values: Mapping[str, Value]) -> dict[str, LayerValues]:
+    """Return the numbers per layer, those that nothing states computed anew."""
+
+    def known(parameter: LayerParameter) -> LayerValues | None:
+        found = values[parameter.name]
+        assert isinstance(found, tuple)
+        return found if parameter.keys or parameter.recovered is not None else None
+
+    return complete_layers(architecture.per_layer, values, known)
 
 
 def _measured(architecture: Architecture, parameter: HyperParameter, tensors: Mapping[str, Tensor]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def save(folder: Path, class_name: str, tokenizer: Tokenizer, **config: Any) -> 
     torch.manual_seed(7)
     kind = getattr(transformers, class_name)
     settings = {"vocab_size": tokenizer.get_vocab_size(), **SIZES, **config}
-    model = kind(kind.config_class(**settings), add_pooling_layer=False).eval()
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
+    model = kind(kind.config_class(**settings), **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
@@ -173,6 +175,26 @@ def test_positions_after_padding(class_name: str, tmp_path: Path, context: OpenC
     assert_there_and_back(tmp_path / "model", same_tokenizer=class_name == "RobertaModel")
     with open_huggingface(tmp_path / "model", context) as opened:
         assert opened.metadata["bert.context_length"].value == SIZES["max_position_embeddings"] - 2
+        with pytest.raises(ModelError, match="predicts no next token"):
+            load_network(opened)
+
+
+def test_eurobert(tmp_path: Path, context: OpenContext) -> None:
+    """Heads of keys shared, rotations of halves; the head that predicts masked words is left out of a checkpoint that has it."""
+    tokenizer, folder = byte_level(), tmp_path / "model"
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "mask_token_id": 4}
+    model = save(folder, "EuroBertModel", tokenizer, num_key_value_heads=2, **ids)
+    assert_llama_cpp_agrees(folder, model, tokenizer, context)
+    assert_there_and_back(folder)
+    weights = {f"model.{name}": array for name, array in load_file(folder / "model.safetensors").items()}
+    weights["lm_head.weight"] = np.zeros((tokenizer.get_vocab_size(), 64), np.float32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["EuroBertForMaskedLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_llama_cpp_agrees(folder, model, tokenizer, context)
+    with open_huggingface(folder, context) as opened:
+        assert opened.architecture == "eurobert"
+        assert sum("is left out" in note for note in opened.notes) == 1
         with pytest.raises(ModelError, match="predicts no next token"):
             load_network(opened)
 

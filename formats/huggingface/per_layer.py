@@ -1,0 +1,119 @@
+"""Numbers per layer: out of ``config.json`` and back, and into GGUF's arrays and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ...errors import ModelError
+from ..architectures import Architecture, LayerParameter, LayerValues, Value, whole
+from ..architectures.per_layer import complete_layers
+from ..metadata import Field, ValueType, numbers, uint32
+from .json_files import finite_number
+
+__all__ = ["layer_configuration", "layer_metadata", "read_layers", "stated_layers"]
+
+_ELEMENTS: Final = {"uint32": ValueType.UINT32, "float32": ValueType.FLOAT32, "bool": ValueType.BOOL}
+_WORDS: Final = {"uint32": "whole numbers from 0", "float32": "numbers", "bool": "truth values"}
+_INTEGER_MAX: Final = (1 << 31) - 1
+_REMEDY: Final = "Restore the original config.json."
+
+
+def read_layers(
+    architecture: Architecture, config: Mapping[str, Any], values: Mapping[str, Value], path: Path
+) -> dict[str, LayerValues]:
+    """Return the numbers per layer of a configuration; raises ModelError for a list that is none of this model's layers."""
+    if not architecture.per_layer:
+        return {}
+    layers = whole(values, "layers")
+
+    def stated(parameter: LayerParameter) -> LayerValues | None:
+        key = next((key for key in parameter.config if config.get(key) is not None), None)
+        return None if key is None else _listed(parameter, key, config[key], layers, path)
+
+    return complete_layers(architecture.per_layer, values, stated)
+
+
+def _listed(parameter: LayerParameter, key: str, found: object, layers: int, path: Path) -> LayerValues:
+    if isinstance(found, list) or (isinstance(found, str) and found not in parameter.words):
+        entries: Sequence[object] = found
+        if len(entries) != layers:
+            raise ModelError(f"has {len(entries)} entries in {key} for {layers} layers", path=path, remedy=_REMEDY)
+    else:
+        entries = [found] * layers
+    return tuple(_number(parameter, key, entry, path) for entry in entries)
+
+
+def _number(parameter: LayerParameter, key: str, entry: object, path: Path) -> int | float:
+    if parameter.words:
+        if isinstance(entry, str) and entry in parameter.words:
+            return parameter.words[entry]
+        wanted = f"one of {', '.join(parameter.words)}"
+    elif parameter.type == "bool":
+        if isinstance(entry, bool):
+            return int(entry)
+        wanted = "true or false"
+    else:
+        number = finite_number(entry)
+        if number is not None and parameter.type == "float32":
+            return number
+        if number is not None and number.is_integer() and 0 <= number <= _INTEGER_MAX:
+            return int(number)
+        wanted = "a number" if parameter.type == "float32" else f"a whole number from 0 to {_INTEGER_MAX}"
+    shown = repr(entry) if len(repr(entry)) < 80 else f"{repr(entry)[:80]}…"
+    raise ModelError(f"has {shown} in {key}, which must be {wanted}", path=path, remedy=_REMEDY)
+
+
+def layer_metadata(architecture: Architecture, values: Mapping[str, Value]) -> dict[str, Field]:
+    """Return GGUF's arrays; one number stands for an array of whole numbers that are all the same."""
+    found: dict[str, Field] = {}
+    for parameter in architecture.per_layer:
+        own = values.get(parameter.name)
+        if not isinstance(own, tuple):
+            continue
+        stored = [parameter.as_stored(value) for value in own]
+        alone = parameter.type == "uint32" and len(set(stored)) == 1
+        field = uint32(int(stored[0])) if alone else numbers(stored, _ELEMENTS[parameter.type])
+        found |= {f"{architecture.gguf}.{key}": field for key in parameter.keys}
+    return found
+
+
+def stated_layers(
+    architecture: Architecture, parameter: LayerParameter, metadata: Mapping[str, Field], layers: int, path: Path
+) -> LayerValues | None:
+    """Return what GGUF's metadata say, None where they are silent; raises ModelError for a value that is none of this model's layers."""
+    for key in (f"{architecture.gguf}.{key}" for key in parameter.keys):
+        field = metadata.get(key)
+        if field is None:
+            continue
+        value: list[Any] = field.value.tolist() if isinstance(field.value, np.ndarray) else [field.value] * layers
+        if len(value) != layers or not all(_fits(parameter, item) for item in value):
+            raise ModelError(f"{key} must be {_WORDS[parameter.type]}, one for each of {layers} layers", path=path)
+        if parameter.type == "float32":
+            return tuple(parameter.as_configured(float(str(np.float32(item)))) for item in value)
+        return tuple(int(item) for item in value)
+    return None
+
+
+def _fits(parameter: LayerParameter, item: object) -> bool:
+    if parameter.type == "float32":
+        return isinstance(item, int | float) and not isinstance(item, bool)
+    return isinstance(item, int) and 0 <= item <= _INTEGER_MAX and isinstance(item, bool) <= (parameter.type == "bool")
+
+
+def layer_configuration(architecture: Architecture, values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return the lists of ``config.json``, by its preferred keys. Words of one character make a text."""
+    found: dict[str, Any] = {}
+    for parameter in architecture.per_layer:
+        own = values.get(parameter.name)
+        if not parameter.config or not isinstance(own, tuple):
+            continue
+        entries: list[Any] = [parameter.word(value) for value in own] if parameter.words else list(own)
+        if parameter.type == "bool" and not parameter.words:
+            entries = [bool(value) for value in own]
+        texts = parameter.words and all(len(word) == 1 for word in parameter.words)
+        found.setdefault(parameter.config[0], "".join(map(str, entries)) if texts else entries)
+    return found
