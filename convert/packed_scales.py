@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ..quantizers.activation_scales import POWERS, input_scales, output_energies, scaling_loss, weight_sizes
+from ..quantizers.activation_scales import (
+    POWERS,
+    best_powers,
+    input_scales,
+    output_energies,
+    scaling_losses,
+    weight_sizes,
+)
 from .activation_folds import Fold
 from .packed_rounding import Key, Rounders
 from .shared_work import SharedWork
@@ -36,7 +43,7 @@ class Scales:
         self.folds = folds
         self._rounders = rounders
         self._found: dict[int, Floats] = {}
-        self._losses: list[dict[tuple[float, float], float]] = [{} for _ in folds]
+        self._losses: list[dict[tuple[float, float], tuple[float, ...]]] = [{} for _ in folds]
         self._candidates: list[dict[tuple[float, float], Floats]] = [{} for _ in folds]
         self._work = [SharedWork(partial(self._begin, number)) for number in range(len(folds))]
 
@@ -44,14 +51,12 @@ class Scales:
         """Return float32 (inputs,): the scales of a fold, ones where no others are better."""
         if number not in self._found:
             self._work[number].finish()
-            losses = self._losses[number]
-            best = min(POWERS, key=losses.__getitem__)  # of equals the first, which scales nothing
-            self._found[number] = self._candidates[number][best]
+            self._found[number] = self._candidates[number][best_powers(self._losses[number])]
             self._work[number] = SharedWork(tuple)  # the sample is not needed any more
         return self._found[number]
 
-    def losses(self, number: int) -> dict[tuple[float, float], float]:
-        """Return what each pair of powers costs on the sample of a fold (:func:`~qconv.quantizers.activation_scales.scaling_loss`)."""
+    def losses(self, number: int) -> dict[tuple[float, float], tuple[float, ...]]:
+        """Return what each pair of powers costs the sample of each matrix of a fold (:func:`~qconv.quantizers.activation_scales.scaling_losses`)."""
         self(number)
         return dict(self._losses[number])
 
@@ -75,7 +80,7 @@ class Scales:
         def measure(powers: tuple[float, float]) -> None:
             scales = candidates[powers]
             rounder = self._rounders.rounder(key, scales)
-            self._losses[number][powers] = scaling_loss(sample, energies, moment, scales, rounder)
+            self._losses[number][powers] = scaling_losses(sample, energies, moment, scales, rounder)
 
         return [partial(measure, powers) for powers in POWERS]
 

@@ -6,12 +6,13 @@ Where the weights of a group have steps alike, an error costs ``(sum x²/s²) (s
 where groups are not that simple. Two families are tried: activations alone (``b = 0``), as in the paper, and ``b = 1 - a``, as AutoAWQ has it, each
 in ten steps, no scaling at all first. The best is the one with which the outputs really err least: by the sum over the matrices of
 ``tr(E H Eᵀ) / tr(W H Wᵀ)``, ``E`` being the errors of the weights ``W``, rounded as they will be, and ``H`` the second moment of the inputs. Relative, since
-otherwise queries and keys, whose outputs are the largest, would choose for values.
+otherwise queries and keys, whose outputs are the largest, would choose for values; and none may err more than unscaled, since what an error in one
+counts against another's is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POWERS",
+    "best_powers",
     "group_moments",
     "input_scales",
     "output_energies",
     "scaled_factor",
-    "scaling_loss",
+    "scaling_losses",
     "weight_sizes",
 ]
 
@@ -85,30 +87,42 @@ def weight_sizes(weights: Sequence[Floats], energies: Sequence[float]) -> Floats
     return np.sum(squares, axis=0).astype(np.float32) if squares else np.ones(weights[0].shape[1], np.float32)
 
 
-def scaling_loss(
+def scaling_losses(
     weights: Sequence[Floats],
     energies: Sequence[float],
     moment: Floats,
     scales: Floats,
     rounder: Callable[[Floats], Rounded],
-) -> float:
-    """Return what rounding with scales costs matrices that share an input: the sum of ``tr(E H Eᵀ) / tr(W H Wᵀ)``.
+) -> tuple[float, ...]:
+    """Return what rounding with scales costs each of the matrices that share an input: ``tr(E H Eᵀ) / tr(W H Wᵀ)``.
 
     Args:
         weights: float32 (outputs, inputs) of each matrix, or of a sample of its outputs.
-        energies: of each (:func:`output_energies`); one of 0 is left out.
+        energies: of each (:func:`output_energies`); one of 0 costs nothing.
         moment: float32 (inputs, inputs): of the inputs, before they are divided.
         scales: float32 (inputs,).
         rounder: rounds scaled weights, in the way in which they will be rounded.
     """
-    loss = 0.0
-    for matrix, energy in zip(weights, energies, strict=True):
-        if energy > 0:
-            errors = rounder(matrix * scales).weights
-            errors /= scales
-            errors -= matrix
-            loss += float(np.einsum("ij,ij->", errors @ moment, errors, dtype=np.float64)) / energy
-    return loss
+
+    def loss(matrix: Floats, energy: float) -> float:
+        if not energy > 0:
+            return 0.0
+        errors = rounder(matrix * scales).weights
+        errors /= scales
+        errors -= matrix
+        return float(np.einsum("ij,ij->", errors @ moment, errors, dtype=np.float64)) / energy
+
+    return tuple(loss(matrix, energy) for matrix, energy in zip(weights, energies, strict=True))
+
+
+def best_powers(losses: Mapping[tuple[float, float], Sequence[float]]) -> tuple[float, float]:
+    """Return the candidate that costs least in sum, among those that cost no matrix more than no scaling does; of equals the first of ``POWERS``.
+
+    ``losses``: of every candidate, per matrix (:func:`scaling_losses`).
+    """
+    unscaled = losses[POWERS[0]]
+    harmless = [it for it in POWERS if all(one <= other for one, other in zip(losses[it], unscaled, strict=True))]
+    return min(harmless, key=lambda it: sum(losses[it]))
 
 
 def group_moments(moment: Floats, size: int, scales: Floats | None = None) -> Floats:

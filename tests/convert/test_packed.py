@@ -37,10 +37,11 @@ from qconv.formats.calibration import open_calibration
 from qconv.plugins.manager import load_plugins
 from qconv.quantizers.activation_scales import (
     POWERS,
+    best_powers,
     group_moments,
     input_scales,
     output_energies,
-    scaling_loss,
+    scaling_losses,
     weight_sizes,
 )
 from qconv.quantizers.feedback import column_order, factorize
@@ -175,18 +176,19 @@ def test_awq_gives_the_chosen_weights(source: Path, calibration: Path, tmp_path:
                 for it in weights
             ]
             energies = output_energies(parts, moment)
-            candidates = [input_scales(moment.diagonal(), weight_sizes(parts, energies), it) for it in POWERS]
-            losses = [
-                scaling_loss(
+            sizes = weight_sizes(parts, energies)
+            candidates = {it: input_scales(moment.diagonal(), sizes, it) for it in POWERS}
+            losses = {
+                powers: scaling_losses(
                     parts,
                     energies,
                     moment,
                     it,
                     partial(round_groups, grid=grid, moments=group_moments(moment, 128, it)),
                 )
-                for it in candidates
-            ]
-            found = candidates[int(np.argmin(losses))]
+                for powers, it in candidates.items()
+            }
+            found = candidates[best_powers(losses)]
             scales.update(dict.fromkeys((LAYER + it for it in layers), found))
             return found
 
@@ -251,7 +253,9 @@ def test_scaling_is_never_worse_by_its_measure_and_saves_models_with_outliers(
             for number in range(len(folds)):
                 losses = scales.losses(number)
                 assert set(losses) == set(POWERS)
-                assert min(losses.values()) <= most * losses[POWERS[0]], (number, losses)
+                chosen, unscaled = losses[best_powers(losses)], losses[POWERS[0]]
+                assert all(one <= other for one, other in zip(chosen, unscaled, strict=True))
+                assert sum(chosen) <= most * sum(unscaled), (number, losses)
 
 
 def test_a_gptq_folder_has_what_loaders_ask_for(source: Path, calibration: Path, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from qconv.quantizers.activation_scales import (
     POWERS,
+    best_powers,
     group_moments,
     input_scales,
     output_energies,
     scaled_factor,
-    scaling_loss,
+    scaling_losses,
     weight_sizes,
 )
 from qconv.quantizers.feedback import column_order, factorize
@@ -92,8 +93,8 @@ def test_a_loss_is_that_of_the_outputs() -> None:
     values = rounder(weights * scales).weights / scales
     expected = (((values - weights) @ x.T) ** 2).sum() / ((weights @ x.T) ** 2).sum()
     both = [weights, np.zeros_like(weights)]
-    found = scaling_loss(both, output_energies(both, moment), moment, scales, rounder)
-    assert found == pytest.approx(float(expected), rel=1e-3)
+    found = scaling_losses(both, output_energies(both, moment), moment, scales, rounder)
+    assert found == pytest.approx((float(expected), 0.0), rel=1e-3)
 
 
 def test_scaling_pays_where_inputs_differ() -> None:
@@ -109,7 +110,17 @@ def test_scaling_pays_where_inputs_differ() -> None:
     def loss(powers: tuple[float, float]) -> float:
         scales = input_scales(moment.diagonal(), columns, powers)
         moments = group_moments(moment, 32, scales)
-        return scaling_loss([weights], energies, moment, scales, partial(round_groups, grid=GRID, moments=moments))
+        rounder = partial(round_groups, grid=GRID, moments=moments)
+        return sum(scaling_losses([weights], energies, moment, scales, rounder))
 
     losses = {it: loss(it) for it in POWERS}
     assert min(losses.values()) < 0.6 * losses[POWERS[0]]
+
+
+def test_no_matrix_pays_for_another() -> None:
+    losses = dict.fromkeys(POWERS, (2.0, 2.0))
+    assert best_powers(losses) == POWERS[0]
+    losses[POWERS[1]] = (0.1, 2.1)
+    assert best_powers(losses) == POWERS[0]
+    losses[POWERS[2]] = (1.9, 2.0)
+    assert best_powers(losses) == POWERS[2]
