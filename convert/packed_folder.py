@@ -24,7 +24,9 @@ from .activation_folds import Fold, find_folds, scale_tensors
 from .error_feedback import refuse_other_model
 from .jobs import Result, run_plan
 from .packed_linears import PackedLinear, PackedSubject, check_sizes, packed_subject
-from .packed_matrices import Inputs, Matrices, Order, Rounding, Scales
+from .packed_matrices import Matrices
+from .packed_rounding import Inputs, Order, Rounders, Rounding
+from .packed_scales import Scales
 from .plan import Plan
 from .prune import prune_layers
 from .quantized_folder import in_float16, plan_folder
@@ -111,6 +113,7 @@ def plan_packed(
         tensors=MappingProxyType(fold_scales(model.tensors)),
         metadata=MappingProxyType({**model.metadata, **settings.overrides}),
     )
+    rounders = Rounders(rounding, inputs, settings.threads)
     folds: tuple[Fold, ...] = ()
     find: Callable[[PackedLinear], int | None] = lambda linear: None
     scales = None
@@ -119,7 +122,7 @@ def plan_packed(
         before = packed_subject(model, context)
         names = {name for linear in before.linears.values() for name in linear.canonical}
         folds = find_folds(network, names, inputs.met)
-        scales = Scales(folds, inputs, rounding.grid)
+        scales = Scales(folds, rounders)
         model = replace(model, tensors=MappingProxyType(scale_tensors(model.tensors, folds, scales)))
         find = _finder(folds)
     subject = packed_subject(model, context)
@@ -129,7 +132,7 @@ def plan_packed(
         number = find(linear)
         return None if number is None or scales is None else scales(number)
 
-    matrices = Matrices(rounding, inputs, settings.threads, registries.encodings, scales_of)
+    matrices = Matrices(rounders, settings.threads, registries.encodings, scales_of)
     tensors: list[Tensor] = []
     for name, tensor in subject.prepared.tensors.items():
         linear = subject.linears.get(name)

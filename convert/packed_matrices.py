@@ -7,24 +7,19 @@ Outputs know nothing of each other, so a matrix is rounded in runs of outputs, a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..errors import EncodingError
-from ..formats.base import OpenContext, Tensor
-from ..formats.calibration import open_calibration
-from ..quantizers.activation_scales import EXPONENTS, group_moments, input_scales, scaled_moment, scaling_loss
+from ..formats.base import Tensor
 from ..quantizers.base import Encoding
-from ..quantizers.feedback import DAMPING, STEP, Factor, column_order, factorize
 from ..quantizers.group_packing import OUTPUTS_PER_WORD, pack_awq, pack_gptq
-from ..quantizers.group_rounding import Grid, Rounded, round_groups, round_with_feedback
-from .activation_folds import Fold
+from ..quantizers.group_rounding import Rounded
 from .packed_linears import PackedLinear
+from .packed_rounding import Key, Rounder, Rounders
 from .shared_work import LastUsed, SharedWork
 
 if TYPE_CHECKING:
@@ -32,119 +27,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Inputs", "Matrices", "Rounding", "Scales"]
+__all__ = ["Matrices"]
 
 _CHUNK: Final = 1 << 20  # weights that are rounded together
-_SAMPLE: Final = 512  # outputs of all matrices of a fold that its scales are chosen on
-_RUN: Final = 16  # of them that follow one another
-
-Order = Literal["none", "groups", "static"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """How matrices are rounded.
-
-    Attributes:
-        packing: ``gptq`` or ``awq``.
-        grid: what codes are like.
-        feedback: whether errors are made up for, where the inputs' second moment is known.
-        damping: added to the second moment's diagonal, relative to its mean.
-        order: with feedback: ``groups``: inputs with the largest mean square first, and groups in that order; ``static``: the same, but groups of
-            neighbours; ``none``: as they come.
-    """
-
-    packing: Literal["gptq", "awq"]
-    grid: Grid
-    feedback: bool = False
-    damping: float = DAMPING
-    order: Order = "none"
-
-
-class Inputs:
-    """Second moments of a calibration file, the last few of which are kept."""
-
-    def __init__(self, path: Path, context: OpenContext) -> None:
-        with open_calibration(path, context) as found:
-            self.facts = found.facts
-            self.entries = dict(found.entries)
-            self._counts = {name: found.counts(name) for name in found.entries}
-        self.path = path
-        self._context = context
-        self._kept: LastUsed[Floats] = LastUsed(2)
-
-    def met(self, name: str, expert: int = 0) -> bool:
-        """Whether a tensor's input (of one ``expert`` of a stack) was measured, and any token met it."""
-        return name in self.entries and expert < len(self._counts[name]) and bool(self._counts[name][expert])
-
-    def key(self, names: Sequence[str], expert: int = 0) -> tuple[str, int] | None:
-        """Return by what the one input of all these tensors is known, None where it is not, or they have several."""
-        if not all(self.met(name, expert) for name in names):
-            return None
-        firsts = {self.entries[name].names[0] for name in names}
-        return (firsts.pop(), expert) if len(firsts) == 1 else None
-
-    def moment(self, key: tuple[str, int]) -> Floats:
-        """Return float32 (inputs, inputs); any thread may call."""
-
-        def read() -> Floats:
-            with open_calibration(self.path, self._context) as found:
-                return found.hessian(*key)
-
-        return self._kept.get(key, read)
-
-
-class Scales:
-    """The scales of a model's folds, searched when the first tensor asks for them, and kept: they are vectors."""
-
-    def __init__(self, folds: Sequence[Fold], inputs: Inputs, grid: Grid) -> None:
-        self.folds = folds
-        self._inputs = inputs
-        self._grid = grid
-        self._found: dict[int, Floats] = {}
-        self._losses: list[dict[float, float]] = [{} for _ in folds]
-        self._work = [SharedWork(partial(self._begin, number)) for number in range(len(folds))]
-
-    def __call__(self, number: int) -> Floats:
-        """Return float32 (inputs,): the scales of a fold."""
-        if number not in self._found:
-            self._work[number].finish()
-            losses = self._losses[number]
-            best = min(EXPONENTS, key=lambda exponent: (losses[exponent], exponent))
-            self._found[number] = input_scales(self._moment(number), best)
-            self._work[number] = SharedWork(tuple)  # the sample is not needed any more
-        return self._found[number]
-
-    def _moment(self, number: int) -> Floats:
-        name, expert = self.folds[number].moment
-        key = self._inputs.key([name], expert)
-        assert key is not None
-        return self._inputs.moment(key)
-
-    def _begin(self, number: int) -> list[Callable[[], None]]:
-        matrices = self.folds[number].packed
-        runs = max(1, _SAMPLE // len(matrices) // _RUN)
-        sample = []
-        for matrix in matrices:
-            count = min(runs, max(1, matrix.rows // _RUN))
-            starts = np.linspace(0, max(0, matrix.rows - _RUN), count).astype(int)
-            rows = [matrix.decode(slice(int(it), min(matrix.rows, int(it) + _RUN))) for it in starts]
-            sample.append(np.concatenate(rows))
-        moment = self._moment(number)
-
-        def measure(exponent: float) -> None:
-            scales = input_scales(moment, exponent)
-            self._losses[number][exponent] = scaling_loss(sample, moment, self._grid, scales)
-
-        return [partial(measure, exponent) for exponent in EXPONENTS]
 
 
 class Matrices:
     """Packed tensors of linear layers.
 
     Args:
-        rounding: how.
-        inputs: second moments, or None: every weight becomes the nearest code.
+        rounders: what rounds them.
         threads: that will ask.
         encodings: of tensors, by name.
         scales: by which a linear layer's inputs are divided, None for none.
@@ -152,20 +44,19 @@ class Matrices:
 
     def __init__(
         self,
-        rounding: Rounding,
-        inputs: Inputs | None,
+        rounders: Rounders,
         threads: int,
         encodings: Mapping[str, Encoding],
         scales: Callable[[PackedLinear], Floats | None] = lambda linear: None,
     ) -> None:
-        self.rounding = rounding
-        self.inputs = inputs
+        self.rounding = rounders.rounding
+        self.inputs = rounders.inputs
+        self._rounders = rounders
         self._encodings = encodings
         self._scales = scales
         self._matrices: LastUsed[_Matrix] = LastUsed(threads + 2)
-        self._factors: LastUsed[Factor] = LastUsed(threads + 1)
 
-    def key(self, linear: PackedLinear) -> tuple[str, int] | None:
+    def key(self, linear: PackedLinear) -> Key | None:
         """Return by what a layer's input is known, None where it is not."""
         if self.inputs is None:
             return None
@@ -209,28 +100,9 @@ class Matrices:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         return np.ascontiguousarray(little).view(np.uint8)
 
-    def rounder(self, linear: PackedLinear) -> Callable[[Floats], Rounded]:
+    def rounder(self, linear: PackedLinear) -> Rounder:
         """Return what rounds some outputs of a layer, float32 (n, inputs)."""
-        rounding, key = self.rounding, self.key(linear)
-        grid = rounding.grid
-        if key is None or self.inputs is None:
-            return lambda weights: round_groups(weights, grid)
-        if rounding.feedback:
-            factor = self._factors.get(key, partial(self._factor, linear, key))
-            return lambda weights: round_with_feedback(weights, factor, grid, static=rounding.order == "static")
-        moment = scaled_moment(self.inputs.moment(key), self._scales(linear))
-        size = grid.size(linear.inputs)
-        if size > STEP:
-            importance = np.ascontiguousarray(moment.diagonal())
-            return lambda weights: round_groups(weights, grid, importance)
-        moments = group_moments(moment, size)
-        return lambda weights: round_groups(weights, grid, moments=moments)
-
-    def _factor(self, linear: PackedLinear, key: tuple[str, int]) -> Factor:
-        assert self.inputs is not None
-        moment = scaled_moment(self.inputs.moment(key), self._scales(linear))
-        order = None if self.rounding.order == "none" else column_order(moment)
-        return factorize(moment, self.rounding.damping, order)
+        return self._rounders.rounder(self.key(linear), self._scales(linear))
 
     def pack(self, rounded: Rounded) -> dict[str, NDArray[Any]]:
         """Return the tensors of some outputs."""
@@ -270,7 +142,7 @@ class _Matrix:
             for start in range(0, linear.outputs, step)
         ]
 
-    def _round(self, rounder: Callable[[Floats], Rounded], start: int, stop: int) -> None:
+    def _round(self, rounder: Rounder, start: int, stop: int) -> None:
         linear = self._linear
         with _naming(linear):
             rounded = rounder(linear.weight.rows(start, stop))

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,28 @@ from safetensors.numpy import load_file
 from tiny_networks import CONTEXT, in_memory, logits, open_folder, tokens
 
 import qconv
-from qconv.convert.measure import Cut, Subject, cut_text
+from qconv.convert.activation_folds import find_folds, scale_tensors
+from qconv.convert.measure import Cut, Subject, cut_text, subject_of
 from qconv.convert.packed_folder import PackedRequest, plan_packed, run_packed
 from qconv.convert.packed_linears import packed_subject
-from qconv.convert.packed_matrices import Matrices, Rounding
+from qconv.convert.packed_matrices import Matrices
+from qconv.convert.packed_rounding import Inputs, Rounders, Rounding
+from qconv.convert.packed_scales import Scales
 from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Settings
 from qconv.errors import EncodingError, ModelError
 from qconv.formats.base import Model
 from qconv.formats.calibration import open_calibration
 from qconv.plugins.manager import load_plugins
-from qconv.quantizers.activation_scales import EXPONENTS, group_moments, input_scales, scaled_moment, scaling_loss
+from qconv.quantizers.activation_scales import (
+    POWERS,
+    best_powers,
+    group_moments,
+    input_scales,
+    output_energies,
+    scaling_losses,
+    weight_sizes,
+)
 from qconv.quantizers.feedback import column_order, factorize
 from qconv.quantizers.group_rounding import Grid, round_groups, round_with_feedback
 from qconv.runtime.identity import ModelIdentity, Text, read_text
@@ -163,8 +175,20 @@ def test_awq_gives_the_chosen_weights(source: Path, calibration: Path, tmp_path:
                 )
                 for it in weights
             ]
-            losses = [scaling_loss(parts, moment, grid, input_scales(moment, it)) for it in EXPONENTS]
-            found = input_scales(moment, EXPONENTS[int(np.argmin(losses))])
+            energies = output_energies(parts, moment)
+            sizes = weight_sizes(parts, energies)
+            candidates = {it: input_scales(moment.diagonal(), sizes, it) for it in POWERS}
+            losses = {
+                powers: scaling_losses(
+                    parts,
+                    energies,
+                    moment,
+                    it,
+                    partial(round_groups, grid=grid, moments=group_moments(moment, 128, it)),
+                )
+                for powers, it in candidates.items()
+            }
+            found = candidates[best_powers(losses)]
             scales.update(dict.fromkeys((LAYER + it for it in layers), found))
             return found
 
@@ -180,7 +204,7 @@ def test_awq_gives_the_chosen_weights(source: Path, calibration: Path, tmp_path:
             weights = before[f"{layer}.weight"] * own
             if layer.endswith("up_proj"):
                 weights = weights / down[:, None]
-            moments = group_moments(scaled_moment(moment, own), 128)
+            moments = group_moments(moment, 128, own)
             expected = round_groups(weights, grid, moments=moments).weights
             np.testing.assert_array_equal(found[f"{layer}.weight"], expected)
     assert any((it != 1).any() for it in scales.values())
@@ -195,6 +219,43 @@ def test_awq_with_error_feedback(source: Path, calibration: Path, tmp_path: Path
             factor = factorize(file.hessian(f"blk.0.{CANONICAL[layer]}.weight"))
             expected = round_with_feedback(before[f"{layer}.weight"], factor, Grid(4, 128, False, 0))
             np.testing.assert_array_equal(found[f"{layer}.weight"], expected.weights)
+
+
+def with_outliers(model: Model, count: int) -> Model:
+    """Return the same function with ``count`` inputs 32 times as large, wherever AWQ could scale them."""
+    folds = find_folds(load_network(model), frozenset(model.tensors), lambda name, expert: True)
+
+    def scales(number: int) -> Floats:
+        columns = folds[number].readers[0].columns
+        found = np.ones(columns, np.float32)
+        found[:: columns // count] = 1 / 32
+        return found
+
+    return replace(model, tensors=MappingProxyType(scale_tensors(model.tensors, folds, scales)))
+
+
+@pytest.mark.parametrize(("feedback", "with_four"), [(False, 0.7), (True, 0.8)])
+def test_scaling_is_never_worse_by_its_measure_and_saves_models_with_outliers(
+    source: Path, tmp_path: Path, feedback: bool, with_four: float
+) -> None:
+    rounding = Rounding("awq", Grid(4, 128, False, 0), feedback=feedback)
+    for outliers, most in ((0, 1.0), (4, with_four)):
+        with qconv.open(source) as opened:
+            model = with_outliers(opened, outliers) if outliers else opened
+            text = read_text(PROSE)
+            it = subject_of(model, REGISTRIES)
+            path = tmp_path / f"{outliers}.gguf"
+            measure_moments(MomentJob(it, [text], cut_text(it, text, Cut(128))), path, memory=1 << 30)
+            inputs = Inputs(path, CONTEXT)
+            folds = find_folds(load_network(model), frozenset(model.tensors), inputs.met)
+            scales = Scales(folds, Rounders(rounding, inputs))
+            assert len(folds) == 3  # an attention's input, a feed-forward's, and that of its last matrix
+            for number in range(len(folds)):
+                losses = scales.losses(number)
+                assert set(losses) == set(POWERS)
+                chosen, unscaled = losses[best_powers(losses)], losses[POWERS[0]]
+                assert all(one <= other for one, other in zip(chosen, unscaled, strict=True))
+                assert sum(chosen) <= most * sum(unscaled), (number, losses)
 
 
 def test_a_gptq_folder_has_what_loaders_ask_for(source: Path, calibration: Path, tmp_path: Path) -> None:
@@ -309,7 +370,7 @@ def test_another_calibration_is_another_job(source: Path, calibration: Path, tmp
 def test_what_was_written_is_not_held(source: Path) -> None:
     with qconv.open(source) as model:
         found = packed_subject(model, REGISTRIES.open_context())
-        matrices = Matrices(Rounding("gptq", Grid(4, 128, True, 1)), None, 1, REGISTRIES.encodings)
+        matrices = Matrices(Rounders(Rounding("gptq", Grid(4, 128, True, 1)), None), 1, REGISTRIES.encodings)
         linear = next(iter(found.linears.values()))
         for tensor in matrices.tensors(linear):
             assert matrices._matrices._known or tensor.name.endswith("qweight")
