@@ -5,6 +5,7 @@ GGUF's ``pooling_type``: 1 for the mean of all tokens, 2 for the first token's v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from ...errors import FormatError
 from ..metadata import Field, uint32
 from .json_files import read_json, read_json_object
 
-__all__ = ["read_pooling"]
+__all__ = ["POOLING_FILES", "pooling_documents", "read_pooling"]
+
+_MODULES, _MODULE = "modules.json", "1_Pooling"
+POOLING_FILES = (_MODULES, f"{_MODULE}/config.json")
+"""What :func:`pooling_documents` makes."""
 
 _TYPES = {"mean": 1, "cls": 2, "lasttoken": 3}
 # what older files say, one truth value per mode
@@ -60,3 +65,26 @@ def _modes(config: Mapping[str, Any]) -> list[str]:
     if isinstance(mode, str):
         return [mode]
     return [name for key, name in _FLAGS.items() if config.get(key) is True]
+
+
+def pooling_documents(
+    metadata: Mapping[str, Field], architecture: str, width: int
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the files that tell sentence-transformers how ``architecture`` (GGUF's name) pools vectors of ``width`` numbers, and notes.
+
+    Nothing for a model whose metadata do not say how, or say that it does not.
+    """
+    field = metadata.get(f"{architecture}.pooling_type")
+    mode = next((name for name, number in _TYPES.items() if field is not None and field.value == number), None)
+    if mode is None:
+        return {}, ()
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate((("Transformer", ""), ("Pooling", _MODULE)))
+    ]
+    # one truth value per mode: what versions of all ages read
+    pooling = {"word_embedding_dimension": width, **{key: name == mode for key, name in _FLAGS.items()}}
+    note = "modules.json pools as the source does; whether vectors are scaled to length 1 afterwards, GGUF does not say"
+    return {
+        name: json.dumps(it, indent=2).encode() for name, it in zip(POOLING_FILES, (modules, pooling), strict=True)
+    }, (note,)

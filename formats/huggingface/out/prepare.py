@@ -11,6 +11,7 @@ from typing import Any
 
 from ...architectures import whole
 from ...base import Model, OpenContext
+from ..pooling import POOLING_FILES, pooling_documents
 from .configuration import rebuild_configuration
 from .family import Family, find_family, invert_tensors
 from .generation import rebuild_generation
@@ -45,6 +46,9 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
         rebuilt, more = rebuild_tokenizer(model, recorded, whole({"context": 0, **family.values}, "context"))
         documents |= rebuilt
         notes += more
+    pooling, more = pooling_documents(model.metadata, model.architecture, whole(family.values, "hidden"))
+    documents |= pooling
+    notes += more
     return replace(
         model,
         tensors=MappingProxyType(tensors),
@@ -74,5 +78,5 @@ def _side_documents(model: Model, recorded: Recorded) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in model.side_files.items()
-        if name != _CONFIG and any(fnmatchcase(name, known) for known in DOCUMENTS)
+        if name not in (_CONFIG, *POOLING_FILES) and any(fnmatchcase(name, known) for known in DOCUMENTS)
     }

@@ -11,6 +11,7 @@ from typing import Final
 from ....errors import UsageError
 from ...base import Layout, OutputTensor, Part, WriteOptions
 from ...metadata import Field
+from ..pooling import POOLING_FILES
 from .configuration import with_dtype
 from .safetensors import lay_out_weights
 from .source import read_recorded
@@ -31,6 +32,7 @@ DOCUMENTS: Final = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
+    *POOLING_FILES,
 )
 """Names and patterns of the files that lie beside the weights."""
 

@@ -322,3 +322,10 @@ def test_pooling(mode: str, older: bool, tmp_path: Path, context: OpenContext) -
     rows = expected(model, tokens)
     wanted = {"mean": rows.mean(axis=0), "cls": rows[0], "lasttoken": rows[-1]}[mode]
     assert_close(embeddings(path, tokens, pooled=True), wanted)
+    qconv.convert_model(path, tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "modules.json").read_text()) == modules
+    with open_huggingface(tmp_path / "back", context) as opened, qconv.open(path) as original:
+        assert opened.metadata["bert.pooling_type"] == original.metadata["bert.pooling_type"]
+    made = json.loads((tmp_path / "back" / "1_Pooling" / "config.json").read_text())
+    assert made["word_embedding_dimension"] == SIZES["hidden_size"]
+    assert [key for key, value in made.items() if value is True] == [f"pooling_mode_{flags[mode]}"]

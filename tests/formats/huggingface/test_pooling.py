@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qconv.errors import FormatError
-from qconv.formats.huggingface.pooling import read_pooling
+from qconv.formats.huggingface.pooling import pooling_documents, read_pooling
+from qconv.formats.metadata import uint32
 
 POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
 
@@ -51,3 +52,10 @@ def test_a_dense_module_is_a_note(tmp_path: Path) -> None:
 def test_malformed_lists_are_errors(modules: object, tmp_path: Path) -> None:
     with pytest.raises(FormatError):
         read_pooling(write(tmp_path, modules, {}), "bert")
+
+
+@pytest.mark.parametrize("kind", [None, 0, 4, 99])
+def test_no_pooling_makes_no_files(kind: int | None) -> None:
+    """None is not known, 0 is none, and 4 ranks, for which sentence-transformers has other modules."""
+    metadata = {} if kind is None else {"bert.pooling_type": uint32(kind)}
+    assert pooling_documents(metadata, "bert", 8) == ({}, ())
