@@ -38,6 +38,6 @@ def test_convert_model_tells_the_format_by_the_name(example_model: Path, tmp_pat
 def test_import_is_quick_and_names_are_complete() -> None:
     code = "import sys, qconv; print('numpy' in sys.modules, sorted(set(qconv.__all__) - set(dir(qconv))), callable(qconv.open))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "['convert_model',", "'open',", "'quantize']", "True"]
+    assert done.stdout.split() == ["False", "['__version__',", "'convert_model',", "'open',", "'quantize']", "True"]
     with pytest.raises(AttributeError, match="nonsense"):
         _ = qconv.nonsense
