@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ..architectures import Architecture, LayerParameter, LayerValues, Value, whole
-from ..architectures.per_layer import complete_layers
+from ..architectures.per_layer import complete_layers, gather_layers
 from ..metadata import Field, ValueType, numbers, uint32
 from .json_files import finite_number
 
@@ -34,7 +34,17 @@ def read_layers(
         key = next((key for key in parameter.config if config.get(key) is not None), None)
         return None if key is None else _listed(parameter, key, config[key], layers, path)
 
-    return complete_layers(architecture.per_layer, values, stated)
+    found = complete_layers(architecture.per_layer, values, stated)
+    for parameter in architecture.per_layer:
+        if not parameter.keys and parameter.recovered is None:
+            own = gather_layers(parameter.default, {**values, **found}, layers)
+            if found[parameter.name] != own:
+                raise ModelError(
+                    f"{parameter.config[0]} is not what the other hyper-parameters give, and GGUF has no place for it",
+                    path=path,
+                    remedy="The model cannot be expressed in GGUF as llama.cpp reads it.",
+                )
+    return found
 
 
 def _listed(parameter: LayerParameter, key: str, found: object, layers: int, path: Path) -> LayerValues:

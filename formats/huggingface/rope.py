@@ -107,7 +107,7 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope is None:
         return RopeResult({})
     parameters, local = _parameters(config, path)
-    theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base"), rope.theta, path)
+    theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base", "global_rope_theta"), rope.theta, path)
     rotated = _rotated(rope, parameters, config, values, path)
     source = _Source(rope, parameters, config, values, path, theta, rotated)
     kind = _kind(parameters, rope, path)
@@ -144,9 +144,11 @@ def _parameters(config: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any
     return found, None
 
 
-def _stated(parameters: Mapping[str, Any], config: Mapping[str, Any], key: str, older: str) -> object:
-    """Return what the configuration says under ``key``, or under the older name that some families have for it."""
-    return parameters.get(key, config.get(key, config.get(older)))
+def _stated(parameters: Mapping[str, Any], config: Mapping[str, Any], key: str, *older: str) -> object:
+    """Return what the configuration says under ``key``, or under one of the older names that some families have for it."""
+    if key in parameters:
+        return parameters[key]
+    return next((config[name] for name in (key, *older) if name in config), None)
 
 
 def _theta(value: object, default: float, path: Path) -> float:
@@ -166,7 +168,8 @@ def _local_theta(rope: Rope, local: Mapping[str, Any] | None, config: Mapping[st
             f"sliding-window layers have the rotary scaling {kind!r}, which GGUF cannot express", path=path
         )
     assert rope.local_theta is not None
-    return _theta(local.get("rope_theta", config.get("rope_local_base_freq")), rope.local_theta, path)
+    stated = local.get("rope_theta", config.get("rope_local_base_freq", config.get("local_rope_theta")))
+    return _theta(stated, rope.local_theta, path)
 
 
 def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any], values: Values, path: Path) -> int:

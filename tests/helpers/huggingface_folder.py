@@ -145,6 +145,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": CONFIG | {"architectures": ["BertModel"], "model_type": "bert"},
     "roberta": CONFIG | {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "pad_token_id": 1},
     "eurobert": CONFIG | {"architectures": ["EuroBertModel"], "model_type": "eurobert"},
+    "modern-bert": CONFIG | {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
     "jina-bert-v2": CONFIG | {"architectures": ["JinaBertModel"], "model_type": "jina_bert", "position_embedding_type": "alibi"},
     "gemma": CONFIG | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 8},
     "nemotron": CONFIG | {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"},

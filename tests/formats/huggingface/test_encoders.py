@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,27 @@ def test_eurobert(tmp_path: Path, context: OpenContext) -> None:
         assert sum("is left out" in note for note in opened.notes) == 1
         with pytest.raises(ModelError, match="predicts no next token"):
             load_network(opened)
+
+
+def test_modernbert(tmp_path: Path, context: OpenContext) -> None:
+    """Windows in two layers of three, with rotations of their own, no norm before the first attention, fused gates; old and new configurations."""
+    tokenizer, folder = byte_level(), tmp_path / "model"
+    ids = {"bos_token_id": 0, "cls_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+    model = save(folder, "ModernBertModel", tokenizer, num_hidden_layers=5, local_attention=8, **ids)
+    assert_llama_cpp_agrees(folder, model, tokenizer, context)
+    assert_there_and_back(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["layer_types"], config["rope_parameters"]
+    older = {"global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config | older))
+    shutil.rmtree(folder.with_name("back"))
+    folder.with_suffix(".f32.gguf").unlink()
+    assert_llama_cpp_agrees(folder, model, tokenizer, context)
+    assert_there_and_back(folder)
+    irregular = ["sliding_attention"] + ["full_attention"] * 4
+    (folder / "config.json").write_text(json.dumps(config | {"layer_types": irregular}))
+    with pytest.raises(ModelError, match="layer_types is not what"):
+        open_huggingface(folder, context)
 
 
 def byte_level() -> Tokenizer:
