@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -77,7 +77,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         if isinstance(attention, LatentAttention):
             if attention.query_down is not None:
                 add(attention.query_down_norm, (attention.query,), attention.query.matrix.name)
-        elif attention.value.matrix.rows == attention.output.matrix.columns:
+        elif isinstance(attention, Attention) and attention.value.matrix.rows == attention.output.matrix.columns:
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
             for layer, expert in _feed_forwards(block):
@@ -92,10 +92,12 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     return tuple(it for it in (first, giver.bias) if it is not None)
 
 
-def _reading(attention: Attention | LatentAttention) -> tuple[Linear, ...]:
+def _reading(attention: Attention | LatentAttention | DeltaNet) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
     if isinstance(attention, LatentAttention):
         return (attention.query if attention.query_down is None else attention.query_down, attention.down)
+    if isinstance(attention, DeltaNet):
+        return (attention.mixed, attention.gate, *attention.rates)
     return (attention.query, attention.key, attention.value)
 
 

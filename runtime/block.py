@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .delta_net import delta_net
 from .elementwise import sigmoid
 from .feed_forward import dense, mixture
 from .latent_attention import latent_attention
-from .layers import Block, Experts, LatentAttention, Norm
+from .layers import Block, DeltaNet, Experts, LatentAttention, Norm
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
@@ -60,6 +61,8 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
 def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
     if isinstance(block.attention, LatentAttention):
         return latent_attention(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, DeltaNet):
+        return delta_net(run, block.index, block.attention, inputs)
     return self_attention(run, block.index, block.attention, inputs)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
-from .configuration import Latent
-from .layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from .configuration import DeltaHeads, Latent
+from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Norm
 from .place import Place
-from .weights import Linear, Matrix
+from .weights import Linear, Matrix, Vector
 
 __all__ = ["build_block"]
 
@@ -20,11 +20,20 @@ def build_block(place: Place, index: int) -> Block:
     routed = configuration.routing is not None and index >= configuration.dense_layers
     return Block(
         index,
-        _attention(place, prefix) if configuration.latent is None else _latent_attention(place, prefix),
+        _token_mixer(place, prefix),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
         _experts(place, prefix) if routed else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
     )
+
+
+def _token_mixer(place: Place, prefix: str) -> Attention | LatentAttention | DeltaNet:
+    """Return what lets positions see each other; linear attention shows in its tensors."""
+    if place.configuration.latent is not None:
+        return _latent_attention(place, prefix)
+    if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
+        return _delta_net(place, prefix, place.configuration.delta_heads)
+    return _attention(place, prefix)
 
 
 def _after_attention(place: Place, prefix: str) -> Norm | None:
@@ -37,7 +46,9 @@ def _after_attention(place: Place, prefix: str) -> Norm | None:
 def _attention(place: Place, prefix: str) -> Attention:
     configuration = place.configuration
     hidden, head = configuration.hidden, configuration.head_size
-    sizes = (configuration.heads * head, configuration.kv_heads * head, configuration.kv_heads * head)
+    wide = configuration.heads * head
+    asked = 2 * wide if configuration.facts.gated_attention else wide
+    sizes = (asked, configuration.kv_heads * head, configuration.kv_heads * head)
     if f"{prefix}attn_qkv.weight" in place.model.tensors:
         query, key, value = place.parts(prefix + "attn_qkv", sizes, hidden)
     else:
@@ -50,10 +61,33 @@ def _attention(place: Place, prefix: str) -> Attention:
         query=query,
         key=key,
         value=value,
-        output=place.linear(prefix + "attn_output", hidden, sizes[0]),
+        output=place.linear(prefix + "attn_output", hidden, wide),
         query_norm=place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
         key_norm=place.head_norm(prefix + "attn_k_norm", configuration.kv_heads, head),
         sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _delta_net(place: Place, prefix: str, heads: DeltaHeads) -> DeltaNet:
+    hidden, values, fused = place.configuration.hidden, heads.values * heads.size, f"{prefix}ssm_ba"
+    channels = 2 * heads.keys * heads.size + values
+    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (channels, None))
+    if f"{fused}.weight" in place.model.tensors:
+        rates: tuple[Linear, ...] = (place.linear(fused, 2 * heads.values, hidden),)
+    else:
+        rates = tuple(place.linear(f"{prefix}ssm_{kind}", heads.values, hidden) for kind in ("beta", "alpha"))
+    decay, steps = (place.tensor(f"{prefix}{name}", (heads.values,)) for name in ("ssm_a", "ssm_dt.bias"))
+    return DeltaNet(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        mixed=place.linear(f"{prefix}attn_qkv", channels, hidden),
+        gate=place.linear(f"{prefix}attn_gate", values, hidden),
+        rates=rates,
+        kernels=Matrix(kernels, 0, channels),
+        decay=Vector(decay, 0, heads.values),
+        step_bias=Vector(steps, 0, heads.values),
+        head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
+        output=place.linear(f"{prefix}ssm_out", hidden, values),
         after=_after_attention(place, prefix),
     )
 

@@ -20,7 +20,7 @@ from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope, read_temperature
 
-__all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
+__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 
@@ -38,6 +38,23 @@ class Latent:
     rank: int
     key_size: int
     value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaHeads:
+    """Heads of linear attention by the gated delta rule (arXiv:2412.06464).
+
+    Attributes:
+        keys: heads of queries and keys.
+        values: heads of values, each with a memory of its own; so many share a key head.
+        size: dimensions of a head.
+        tiled: whether value head v reads key head v modulo ``keys``, or neighbours share one.
+    """
+
+    keys: int
+    values: int
+    size: int
+    tiled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,7 @@ class Configuration:
         dense_layers: leading blocks without experts.
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
+        delta_heads: those of layers with linear attention, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
     """
@@ -124,6 +142,7 @@ class Configuration:
     dense_layers: int
     routing: Routing | None
     latent: Latent | None
+    delta_heads: DeltaHeads | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
 
@@ -209,6 +228,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         dense_layers=size("dense_layers", 0),
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
+        delta_heads=_delta_heads(model, facts, values),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope),
     )
@@ -314,3 +334,12 @@ def _latent(model: Model, values: Values, rope: RopeSettings | None) -> Latent |
             path=model.path,
         )
     return latent
+
+
+def _delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHeads | None:
+    if facts.value_heads is None:
+        return None
+    keys, heads, size = (int(values.get(name, 0)) for name in ("key_groups", "value_heads", "state"))
+    if keys < 1 or heads < 1 or heads % keys or size < 1:
+        raise ModelError(f"{heads} value heads of {size} dimensions cannot share {keys} key heads", path=model.path)
+    return DeltaHeads(keys, heads, size, facts.value_heads == "tiled")

@@ -124,6 +124,8 @@ def activation_bytes(network: Network, tokens: int) -> int:
         latent = configuration.latent
         heads = configuration.heads * (latent.key_size + 2 * latent.value_size)
         heads += 3 * configuration.head_size + 2 * HEADS_AT_ONCE * latent.rank
+    if (delta := configuration.delta_heads) is not None:
+        heads = max(heads, delta.size * (4 * delta.keys + 4 * delta.values))
     widths = [_width(network, block) for block in network.blocks]
     return 4 * tokens * (3 * configuration.hidden + max(heads, 2 * max(widths)))
 

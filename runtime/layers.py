@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .weights import Linear, Matrix, Vector
 
-__all__ = ["Attention", "Block", "Dense", "Experts", "HeadNorm", "LatentAttention", "Norm"]
+__all__ = ["Attention", "Block", "DeltaNet", "Dense", "Experts", "HeadNorm", "LatentAttention", "Norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Attention:
 
     Attributes:
         norm: of the block's input, None where it is read as it is.
-        query: (heads * head size, hidden).
+        query: (heads * head size, hidden); twice as many rows in families with gated attention: each head's queries, then its gate.
         key: (kv heads * head size, hidden).
         value: (kv heads * head size, hidden).
         output: (hidden, heads * head size).
@@ -84,6 +84,35 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Projections of linear attention by the gated delta rule (arXiv:2412.06464), see :class:`~.configuration.DeltaHeads`.
+
+    Attributes:
+        norm: of the block's input.
+        mixed: (channels, hidden): queries and keys of all key heads, then values.
+        gate: (value heads * size, hidden).
+        rates: (value heads, hidden) each: how much is corrected, and how far a head steps; or both in one, for each key head those of its value heads.
+        kernels: (channels, length) of the convolution.
+        decay: a negative number for every value head.
+        step_bias: added to steps.
+        head_norm: of what every head reads.
+        output: (hidden, value heads * size).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    mixed: Linear
+    gate: Linear
+    rates: tuple[Linear, ...]
+    kernels: Matrix
+    decay: Vector
+    step_bias: Vector
+    head_norm: Norm
+    output: Linear
+    after: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dense:
     """A feed-forward: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate."""
 
@@ -116,7 +145,7 @@ class Block:
     """One layer. ``index`` counts from 0; ``after`` normalises the feed-forward's result."""
 
     index: int
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | DeltaNet
     feed_forward_norm: Norm | None
     feed_forward: Dense | Experts
     after: Norm | None

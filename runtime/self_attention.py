@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .attention import attend
+from .elementwise import sigmoid
 from .layers import Attention, HeadNorm
 from .norms import head_norms, norm_function
 from .rope import rotate
@@ -32,12 +33,19 @@ def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Fl
     queries, keys, values = products(run.workers, [(inputs, linear) for linear in projections])
     for linear, result in zip(projections, (queries, keys, values), strict=True):
         run.hooks.report(linear.matrix.name, result, linear.matrix.first)
+    gate = None
+    if run.configuration.facts.gated_attention:
+        split = queries.reshape(len(queries), run.configuration.heads, 2, run.configuration.head_size)
+        queries, gate = (split[:, :, part].reshape(len(split), -1) for part in range(2))
+        sigmoid(gate)
     if (clamp := run.configuration.attention_clamp) is not None:
         for result in (queries, keys, values):
             np.clip(result, -clamp, clamp, out=result)
     _normalise_together(run, layer.query_norm, queries)
     _normalise_together(run, layer.key_norm, keys)
     _mix(run, index, layer, queries, keys, values)
+    if gate is not None:
+        queries *= gate
     run.hooks.collect([layer.output.matrix], queries)
     result = product(run.workers, queries, layer.output)
     run.hooks.report(layer.output.matrix.name, result)

@@ -150,6 +150,8 @@ class Rope:
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
+        sections: pairs that take their position from time, height and width, in turn, where the configuration is silent. Text has one position in all
+            of them, so that they change nothing; GGUF has ``rope.dimension_sections``. Empty for families without.
     """
 
     order: Literal["neox", "interleaved"]
@@ -162,6 +164,7 @@ class Rope:
     local_theta: float | None = None
     log_multiplier: bool = False
     temperature: bool = False
+    sections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,9 @@ class RuntimeFacts:
         expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum), or ``softmax`` and
             ``sigmoid`` (k largest by these, ``exp_probs_b`` added for the choice alone; hyper-parameters say whether they are divided by their
             sum, and multiplied).
+        gated_attention: whether what attention gathers is multiplied by a sigmoid; ``attn_q`` then has each head's queries, and behind them its gate.
+        value_heads: which value heads of a gated delta rule share a key head, where layers have one instead of attention: neighbours (``grouped``), or
+            every so-manieth (``tiled``).
         expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
             ``maximum``, or with the largest sum of their ``two_largest``.
     """
@@ -271,6 +277,8 @@ class RuntimeFacts:
     parallel: bool | Condition = False
     expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
     expert_groups: Literal["maximum", "two_largest"] = "two_largest"
+    gated_attention: bool = False
+    value_heads: Literal["grouped", "tiled"] | None = None
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,17 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
+        sections=_sections(fields),
     )
     fields.finish()
     return rope
+
+
+def _sections(fields: Fields) -> tuple[int, ...]:
+    found = fields.items("sections")
+    if not all(type(size) is int and size >= 0 for size in found):
+        fields.fail(f"has 'sections': {found!r}, which must be whole numbers from 0")
+    return tuple(found)
 
 
 def _tensor(value: object, where: str, path: Path | None) -> TensorMap:
@@ -277,6 +285,8 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
         if "expert_groups" in fields
         else "two_largest",
+        gated_attention=fields.flag("gated_attention", False),
+        value_heads=_choice(fields, "value_heads", ("grouped", "tiled")) if "value_heads" in fields else None,
     )
     fields.finish()
     return facts

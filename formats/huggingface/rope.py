@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ..architectures import Architecture, Rope, whole
-from ..metadata import Field, float32, string, uint32
+from ..metadata import Field, ValueType, float32, numbers, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
@@ -33,6 +33,7 @@ _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
 _YARN_SLOPE = 0.1
+_SECTIONS = 3  # time, height, width
 TEMPERATURE = "llama_4_scaling_beta"
 """By what queries grow beyond the original context."""
 
@@ -119,6 +120,8 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
         metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
         metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
+    if rope.sections:
+        metadata["rope.dimension_sections"] = numbers(_sections(source), ValueType.INT32)
     if rope.local_theta is not None:
         metadata["rope.freq_base_swa"] = float32(_local_theta(rope, local, config, path))
     elif local is not None and dict(local) != dict(parameters):
@@ -126,6 +129,21 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     return RopeResult(
         {f"{architecture.gguf}.{key}": value for key, value in metadata.items()}, result.tables, result.notes
     )
+
+
+def _sections(source: _Source) -> list[int]:
+    """Return how many pairs go by time, height, width, and GGUF's fourth; raises ModelError where they are not half of what is rotated."""
+    found = source.parameters.get("mrope_section")
+    found = list(source.rope.sections) if found is None else found
+    if (
+        not isinstance(found, list)
+        or len(found) != _SECTIONS
+        or not all(type(size) is int and size >= 0 for size in found)
+    ):
+        source.fail(f"mrope_section is {found!r}, which must be {_SECTIONS} whole numbers")
+    if sum(found) != source.rotated // 2:
+        source.fail(f"mrope_section {found} has {sum(found)} pairs, of {source.rotated // 2} that are rotated")
+    return [*found, 0]
 
 
 def _parameters(config: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:

@@ -83,6 +83,22 @@ DOTS = {key: GLM_MOE[key] for key in GLM_MOE if key != "head_dim"} | {
 ERNIE_MOE = {
     "num_hidden_layers": 3, "moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 6, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
 }  # fmt: skip
+DELTA_NET = {
+    "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+}  # fmt: skip
+SECTIONS = {
+    "rope_type": "default",
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+}
+DELTA_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 
@@ -173,6 +189,10 @@ CASES = (
     case("dots1-plain-weights", "Dots1ForCausalLM", **DOTS | {"first_k_dense_replace": 0}, head_dim=32),
     case("ernie4_5moe", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE),
     case("ernie4_5moe-no-shared", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE | {"moe_num_shared_experts": 0, "moe_layer_start_index": 2}, tie_word_embeddings=False),
+    case("qwen35", "Qwen3_5ForCausalLM", **DELTA_NET, rope_parameters=SECTIONS),
+    case("qwen35-tied", "Qwen3_5ForCausalLM", **DELTA_NET | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}, rope_parameters=SECTIONS, tie_word_embeddings=True),
+    case("qwen35moe", "Qwen3_5MoeForCausalLM", **DELTA_NET, **DELTA_MOE, rope_parameters=SECTIONS),
+    case("qwen3next", "Qwen3NextForCausalLM", **DELTA_NET, **DELTA_MOE),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip

@@ -68,8 +68,9 @@ def rebuild_rope(
     temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")
     if rope.temperature and scaling is not None and temperature is not None:
         scaling[TEMPERATURE] = plain_number(temperature)
+    sections = _sections(rope, metadata.get(f"{architecture.gguf}.rope.dimension_sections"))
     if scaling is not None:
-        found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+        found["rope_scaling"] = {**scaling, **sections, "type": scaling["rope_type"]}
     if rope.local_theta is not None:
         local = {"rope_type": "default", "rope_theta": found["rope_local_base_freq"]}
         full = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
@@ -77,8 +78,15 @@ def rebuild_rope(
     elif scaling is None:
         # the spelling since transformers 5, where some families are scaled unless they say that they are not
         share = {key: found[key] for key in ("partial_rotary_factor",) if key in found}
-        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share}
+        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share, **sections}
     return found
+
+
+def _sections(rope: Rope, field: Field | None) -> dict[str, Any]:
+    """Return the pairs that go by time, height and width, in families that have such."""
+    if not rope.sections or field is None or not isinstance(field.value, np.ndarray):
+        return {}
+    return {"mrope_section": field.value[: len(rope.sections)].tolist(), "mrope_interleaved": True}
 
 
 class _Known:
