@@ -92,8 +92,8 @@ def _with_elements(tensor: Tensor, first: int, order: NDArray[np.intp]) -> Tenso
 
     def read(start: int, stop: int) -> Bytes:
         rows = source.read(start, stop)
-        heads = rows[:, kept:].reshape(stop - start, len(order), -1)[:, order]
-        return np.concatenate([rows[:, :kept], heads.reshape(stop - start, -1)], axis=1)
+        heads = rows[:, kept:].reshape(stop - start, len(order), (rows.shape[1] - kept) // len(order))
+        return np.concatenate([rows[:, :kept], heads[:, order].reshape(stop - start, rows.shape[1] - kept)], axis=1)
 
     return replace(source, read=read)
 
