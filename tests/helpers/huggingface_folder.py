@@ -40,8 +40,8 @@ MULTIPLIERS = {
 DELTA_NET: dict[str, Any] = {
     "num_hidden_layers": 5,
     "head_dim": 8,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
     "rope_parameters": {
