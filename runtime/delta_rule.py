@@ -19,7 +19,7 @@ _UNSEEN = np.float32(-np.inf)
 
 
 def run_delta_rule(
-    queries: Floats, keys: Floats, values: Floats, decay: Floats, rates: Floats, memory: Floats, chunk: int = _CHUNK
+    queries: Floats, keys: Floats, values: Floats, decay: Floats, rates: Floats, memory: Floats, *, chunk: int = _CHUNK
 ) -> Floats:
     """Return float32 (heads, n, value size): what each of n positions reads; ``memory`` becomes what it is behind the last one.
 

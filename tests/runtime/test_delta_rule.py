@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 HEADS, SIZE, WIDE = 3, 8, 5
 
 
-def inputs(count: int, forgetting: float) -> tuple[Floats, ...]:
+def inputs(count: int, forgetting: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     rng = np.random.default_rng(count)
     queries, keys = (rng.standard_normal((HEADS, count, SIZE)).astype(np.float32) for _ in range(2))
     keys /= np.linalg.norm(keys, axis=2, keepdims=True)
@@ -43,8 +43,8 @@ def test_chunks_give_what_steps_give(count: int, forgetting: float) -> None:
     found = inputs(count, forgetting)
     start = np.random.default_rng(0).standard_normal((HEADS, SIZE, WIDE))
     memory, wanted_memory = start.astype(np.float32), start.copy()
-    wanted = step_by_step(*found, wanted_memory)
-    out = run_delta_rule(*found, memory, chunk=8)
+    wanted = step_by_step(*found, memory=wanted_memory)
+    out = run_delta_rule(*found, memory=memory, chunk=8)
     assert np.abs(out - wanted).max() < 2e-5 * np.abs(wanted).max()
     assert np.abs(memory - wanted_memory).max() < 2e-5 * np.abs(wanted_memory).max()
 
@@ -52,7 +52,8 @@ def test_chunks_give_what_steps_give(count: int, forgetting: float) -> None:
 def test_a_memory_carries_over() -> None:
     found = inputs(150, 0.1)
     whole, parts = np.zeros((HEADS, SIZE, WIDE), np.float32), np.zeros((HEADS, SIZE, WIDE), np.float32)
-    at_once = run_delta_rule(*found, whole)
+    q, k, v, decay, rates = found
+    at_once = run_delta_rule(*found, memory=whole)
     in_turn = [
         run_delta_rule(*(it[:, part] for it in found), parts) for part in (slice(0, 64), slice(64, 65), slice(65, 150))
     ]
