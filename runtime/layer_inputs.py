@@ -60,6 +60,7 @@ def layer_inputs(run: Run, source: LayerEmbedding, tokens: Sequence[NDArray[np.i
     width = run.configuration.layer_input
     run.hooks.collect([source.projection.matrix], hidden)
     mixed = product(run.workers, hidden, source.projection)
+    run.hooks.report(source.projection.matrix.name, mixed)
     mixed *= np.float32(1.0 / math.sqrt(run.configuration.hidden))
     normalise = norm_function(run.configuration, source.norm)
     run.workers.map_rows(

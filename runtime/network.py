@@ -21,7 +21,7 @@ from .layers import Block, Norm
 from .place import Place
 from .weights import Linear, Matrix
 
-__all__ = ["Network", "load_network", "refuse_bound_blocks"]
+__all__ = ["Network", "has_bound_blocks", "load_network", "refuse_bound_blocks"]
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,23 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
     return network
 
 
+def has_bound_blocks(network: Network) -> bool:
+    """Whether blocks read more than the residual stream before them: inputs of their own, or keys and values of another block."""
+    return network.layer_embedding is not None or _lends_keys(network)
+
+
+def _lends_keys(network: Network) -> bool:
+    return any(map(network.configuration.lends_keys, range(network.configuration.layers)))
+
+
 def refuse_bound_blocks(network: Network, what: str) -> None:
-    """Raise ModelError, saying that the model cannot be ``what``, where blocks read more than the residual stream before them."""
-    configuration = network.configuration
-    lends = any(configuration.lends_keys(layer) for layer in range(configuration.layers))
-    if network.layer_embedding is None and not lends:
+    """Raise ModelError, saying that the model cannot be ``what``, where :func:`has_bound_blocks`."""
+    if not has_bound_blocks(network):
         return
-    reason = "blocks read keys and values of others" if lends else "every block has an input of its own for each token"
+    own = "every block has an input of its own for each token"
+    reason = "blocks read keys and values of others" if _lends_keys(network) else own
     raise ModelError(
-        f"a model of the architecture {configuration.architecture} whose {reason} cannot be {what}",
+        f"a model of the architecture {network.configuration.architecture} whose {reason} cannot be {what}",
         path=network.path,
         remedy="Use what runs the model as a whole: an importance matrix (qconv imatrix), and a GGUF type.",
     )

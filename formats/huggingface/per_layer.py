@@ -26,7 +26,7 @@ _OWN: Final = "per_layer_config"
 def with_full_layer_keys(architecture: Architecture, config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """Return a configuration with the architecture's keys for layers that attend to everything, in the place of one object per such layer.
 
-    transformers since 5.13 writes ``per_layer_config``. Raises ModelError where that differs among the layers of one kind, or holds other keys.
+    Newer versions of transformers write ``per_layer_config``. Raises ModelError where that differs among the layers of one kind, or holds other keys.
     """
     stated = config.get(_OWN)
     if not architecture.full_layer_keys or stated is None:
