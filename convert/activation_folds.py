@@ -77,7 +77,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         if isinstance(attention, LatentAttention):
             if attention.query_down is not None:
                 add(attention.query_down_norm, (attention.query,), attention.query.matrix.name)
-        elif isinstance(attention, Attention) and attention.value.matrix.rows == attention.output.matrix.columns:
+        elif isinstance(attention, Attention) and attention.value is not None and _gives_way(network, attention):
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
             for layer, expert in _feed_forwards(block):
@@ -98,12 +98,25 @@ def _reading(attention: Attention | LatentAttention | DeltaNet) -> tuple[Linear,
         return (attention.query if attention.query_down is None else attention.query_down, attention.down)
     if isinstance(attention, DeltaNet):
         return (attention.mixed, attention.gate, *attention.rates)
-    return (attention.query, attention.key, attention.value)
+    return attention.projections
+
+
+def _gives_way(network: Network, attention: Attention) -> bool:
+    """Whether values can be divided: each of them serves one query head, and no norm follows."""
+    value, normalised = attention.value, network.configuration.facts.normalised_values
+    return value is not None and not normalised and value.matrix.rows == attention.output.matrix.columns
 
 
 def _entering(block: Block) -> tuple[tuple[Linear, ...], str]:
-    """Return the matrices that read a feed-forward's input, and the name of one that meets every token."""
+    """Return the matrices that read a feed-forward's input, and the name of one that meets every token.
+
+    Experts beside a dense feed-forward have another input, which no matrix meets for every token.
+    """
     layer = block.feed_forward
+    if isinstance(layer, Experts) and layer.beside is not None:
+        assert layer.shared is not None
+        own = tuple(it for it in (layer.shared.gate, layer.shared.up) if it is not None)
+        return own, own[0].matrix.name
     always = [layer.router, layer.shared_gate] if isinstance(layer, Experts) else []
     inner = [linear for it, _ in _feed_forwards(block) for linear in (it.gate, it.up)]
     found = tuple(it for it in (*always, *inner) if it is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .cache import Cache
@@ -14,6 +14,8 @@ from .workers import Workers
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 __all__ = ["Run", "Span", "query_tasks"]
 
@@ -43,7 +45,18 @@ def _unheard(blocks: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all blocks of one pass share; ``passed`` is called whenever so many blocks more are done, halves being attention and feed-forward."""
+    """What all blocks of one pass share.
+
+    Attributes:
+        configuration: of the model.
+        workers: threads.
+        spans: where the sequences lie.
+        hooks: of the run.
+        cache: what is known of earlier positions, and takes up these; None: sequences begin here.
+        passed: called whenever so many blocks more are done, halves being attention and feed-forward.
+        lent: without a cache, keys and values of blocks that later ones read: one pair (kv heads, positions, size) per sequence.
+        layer_inputs: float32 (rows, layers, width): what every block learns of a token by itself, in models that have that.
+    """
 
     configuration: Configuration
     workers: Workers
@@ -51,6 +64,8 @@ class Run:
     hooks: Hooks
     cache: Cache | None
     passed: Callable[[float], None] = _unheard
+    lent: dict[int, list[tuple[Floats, Floats]]] = field(default_factory=dict)
+    layer_inputs: Floats | None = None
 
 
 def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:

@@ -112,7 +112,7 @@ class HyperParameter:
 class Check:
     """A configuration value that the target cannot express unless it is one of a few.
 
-    Exactly one of ``allowed``, ``equals`` and ``at_least`` is set.
+    Exactly one of ``allowed``, ``equals``, ``at_least`` and ``holds`` is set.
 
     Attributes:
         config: key of ``config.json``.
@@ -122,6 +122,8 @@ class Check:
         equals: what the value must be.
         at_least: what the value must not be below.
         absent: what a missing or null key means; None passes the check.
+        holds: what must hold in every layer that ``where`` speaks of, in all layers where that is None.
+        where: see ``holds``.
     """
 
     config: str
@@ -131,6 +133,8 @@ class Check:
     equals: Expression | None = None
     at_least: Expression | None = None
     absent: Scalar | None = None
+    holds: Condition | None = None
+    where: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,8 @@ class Rope:
         partial: whether a head may be rotated in part.
         share: the part that is, where the configuration is silent.
         local_theta: base frequency of sliding-window layers, for families where it differs.
+        local_dimensions: size of a head of sliding-window layers, where that differs: GGUF's ``rope.dimension_count_swa``.
+        usual: kind of scaling where the configuration is silent.
         log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
@@ -162,6 +168,8 @@ class Rope:
     partial: bool = False
     share: float = 1.0
     local_theta: float | None = None
+    local_dimensions: Expression | None = None
+    usual: str = "default"
     log_multiplier: bool = False
     temperature: bool = False
     sections: tuple[int, ...] = ()
@@ -246,6 +254,7 @@ class RuntimeFacts:
         rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
         unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
+        normalised_values: whether the values of each head are normalised, without weights.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
@@ -271,6 +280,7 @@ class RuntimeFacts:
     rotated: Literal["all", "sliding"] = "all"
     unrotated_period: Expression | None = None
     normalised_after_rotation: bool = False
+    normalised_values: bool = False
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
@@ -296,6 +306,8 @@ class Architecture:
         prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
         hyper_parameters: in order of evaluation and writing.
         per_layer: numbers that differ from layer to layer, in order of evaluation and writing, after the hyper-parameters.
+        full_layer_keys: keys of ``config.json`` for layers that attend to everything, each with the key that it stands for there: newer files have
+            that key once per such layer, in ``per_layer_config``.
         checks: configuration values that must hold.
         rope: rotary positions, None for others.
         tensors: the name map, in the order in which a block's tensors are written.
@@ -320,3 +332,4 @@ class Architecture:
     tokenizer: Mapping[str, Scalar]
     runtime: RuntimeFacts | str
     per_layer: tuple[LayerParameter, ...] = ()
+    full_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

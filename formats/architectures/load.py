@@ -71,6 +71,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         rope=_rope(fields.take("rope"), where, path) if "rope" in fields else None,
         tensors=tuple(_tensor(item, where, path) for item in fields.items("tensors")),
         dropped=tuple(_dropped(item, where, path) for item in fields.items("dropped")),
+        full_layer_keys=MappingProxyType(_text_map(fields, "full_layer_keys")),
         tokenizer=MappingProxyType(fields.scalars("tokenizer")),
         runtime=_runtime(fields.take("runtime"), where, path),
     )
@@ -181,10 +182,15 @@ def _check(value: object, where: str, path: Path | None) -> Check:
         equals=_optional_expression(fields, "equals"),
         at_least=_optional_expression(fields, "at_least"),
         absent=fields.take("absent") if "absent" in fields else None,
+        holds=_optional_condition(fields, "holds"),
+        where=_optional_condition(fields, "where"),
     )
     fields.finish()
-    if (bool(check.allowed), check.equals is not None, check.at_least is not None).count(True) != 1:
-        fields.fail("needs exactly one of 'allowed', 'equals' and 'at_least'")
+    expected = (check.equals, check.at_least, check.holds)
+    if [bool(check.allowed), *(it is not None for it in expected)].count(True) != 1:
+        fields.fail("needs exactly one of 'allowed', 'equals', 'at_least' and 'holds'")
+    if check.where is not None and check.holds is None:
+        fields.fail("has 'where' without 'holds'")
     return check
 
 
@@ -202,8 +208,12 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
         sections=_sections(fields),
+        local_dimensions=_optional_expression(fields, "local_dimensions"),
+        usual=fields.text("usual") if "usual" in fields else "default",
     )
     fields.finish()
+    if rope.usual not in ("default", *rope.scalings):
+        fields.fail(f"has the usual scaling {rope.usual!r}, which is none of its 'scalings'")
     return rope
 
 
@@ -275,6 +285,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
         unrotated_period=_optional_expression(fields, "unrotated_period"),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
+        normalised_values=fields.flag("normalised_values", False),
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
@@ -319,6 +330,10 @@ def _optional_expression(fields: Fields, key: str) -> Expression | None:
     return _expression(fields, key) if key in fields else None
 
 
+def _optional_condition(fields: Fields, key: str) -> Condition | None:
+    return parse_condition(fields.text(key)) if key in fields else None
+
+
 def _check_names(architecture: Architecture, path: Path | None) -> None:
     """Refuse names that no hyper-parameter defines, or defines too late; raises PluginError."""
     defined: set[str] = set()
@@ -344,8 +359,12 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     for check in architecture.checks:
         for expression in (check.equals, check.at_least):
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
+        for condition in (check.where, check.holds):
+            demand(condition.names - layered if condition else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
         demand(architecture.rope.dimensions.names, "rope")
+        local = architecture.rope.local_dimensions
+        demand(local.names if local else frozenset(), "rope")
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):
         demand(facts.attention_scale.names, "the attention scale")

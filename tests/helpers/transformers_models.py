@@ -101,6 +101,15 @@ DELTA_MOE = {
 }
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+_KINDS = {"s": "sliding_attention", "f": "full_attention"}
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0,
+    "num_hidden_layers": 4, "layer_types": [_KINDS[letter] for letter in "sfsf"],
+}  # fmt: skip
+GEMMA4_SHARED = GEMMA4 | {
+    "num_hidden_layers": 7, "layer_types": [_KINDS[letter] for letter in "ssfsfsf"], "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+}  # fmt: skip
 
 CASES = (
     case("llama", "LlamaForCausalLM"),
@@ -127,6 +136,14 @@ CASES = (
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }),
     case("gemma3-period", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=5, sliding_window_pattern=3),
+    case("gemma4", "Gemma4ForCausalLM", **GEMMA4_SHARED, use_double_wide_mlp=True),
+    case("gemma4-shared", "Gemma4ForCausalLM", **GEMMA4_SHARED, tie_word_embeddings=False),
+    case("gemma4-keys-as-values", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1),
+    case("gemma4-rotary", "Gemma4ForCausalLM", **GEMMA4, rope_parameters={
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.5, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    }),
+    case("gemma4-experts", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32),
     case("phi3", "Phi3ForCausalLM"),
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
     case("phi3-short", "Phi3ForCausalLM", original_max_position_embeddings=512, max_position_embeddings=4096, rope_parameters=LONGROPE),
@@ -223,7 +240,7 @@ def save(folder: Path, model_case: Case) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.3)
     model.save_pretrained(folder)
     return model

@@ -15,8 +15,10 @@ from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lambda item: item.name)
 
-# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms
-_LATER = re.compile(r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.(gamma|beta)")
+# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales
+_LATER = re.compile(
+    r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
+)
 
 _OTHER_STEMS = {"linear_attn.dt": "linear_attn.dt_proj"}  # the gguf package lists a module that no checkpoint has
 _WITHOUT_SUFFIX = ("blk.3.ssm_a",)
