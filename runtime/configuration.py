@@ -18,7 +18,8 @@ from ..formats.architectures import (
 )
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
-from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope, read_temperature
+from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
+from .temperature import Temperature, read_temperature
 
 __all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
 
@@ -83,7 +84,7 @@ class Configuration:
         residual_scale: what attention and feed-forward add is multiplied by it.
         logit_scale: the model's logits are multiplied by it.
         attention_scale: attention logits are multiplied by it.
-        attention_temperature: queries at position p are multiplied by ``1 + this ln(1 + floor(p / original context))``; 0: they are not.
+        attention_temperature: how queries grow with the position, None where they do not.
         attention_soft_cap: attention logits x become ``cap * tanh(x / cap)``; None: no cap.
         attention_clamp: numbers of queries, keys and values go from minus this to this; None: they are not limited.
         final_soft_cap: the same as attention_soft_cap for the model's logits.
@@ -113,7 +114,7 @@ class Configuration:
     residual_scale: float
     logit_scale: float
     attention_scale: float
-    attention_temperature: float
+    attention_temperature: Temperature | None
     attention_soft_cap: float | None
     attention_clamp: float | None
     final_soft_cap: float | None

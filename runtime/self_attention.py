@@ -13,6 +13,7 @@ from .norms import head_norms, norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, query_tasks
+from .temperature import query_temperature
 from .weights import product, products
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     tables = [span.table if window is None else span.local_table for span in run.spans]
     split_queries, split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (queries, keys, values))
 
-    temperature, late = _temperature(run), configuration.facts.normalised_after_rotation
+    temperature, late = query_temperature(run), configuration.facts.normalised_after_rotation
     turned = np.empty((kv_heads, len(keys), size), np.float32)
 
     def turn_keys(task: tuple[int, int]) -> None:
@@ -102,15 +103,6 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
         )
 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(kv_heads)])
-
-
-def _temperature(run: Run) -> Floats | None:
-    """Return float32 (rows,): what queries are multiplied by, None for nothing."""
-    beta, rope = run.configuration.attention_temperature, run.configuration.rope
-    if not beta or rope is None:
-        return None
-    contexts = run.hooks.positions // rope.original_context
-    return (1.0 + beta * np.log1p(contexts)).astype(np.float32)
 
 
 def _turn(

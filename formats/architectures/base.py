@@ -145,11 +145,13 @@ class Rope:
         frequency_table: whether the target's runtime divides frequencies by ``rope_freqs.weight``.
         partial: whether a head may be rotated in part.
         share: the part that is, where the configuration is silent.
+        share_of: what ``partial_rotary_factor`` is a share of, where that is more than ``dimensions``, which are then rotated whole.
         local_theta: base frequency of sliding-window layers, for families where it differs.
         log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
+        temperature_length: whether GGUF has that context as ``attention.temperature_length`` once more.
     """
 
     order: Literal["neox", "interleaved"]
@@ -159,9 +161,11 @@ class Rope:
     frequency_table: bool = False
     partial: bool = False
     share: float = 1.0
+    share_of: Expression | None = None
     local_theta: float | None = None
     log_multiplier: bool = False
     temperature: bool = False
+    temperature_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)

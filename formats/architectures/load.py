@@ -198,9 +198,11 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         frequency_table=fields.flag("frequency_table", False),
         partial=fields.flag("partial", False),
         share=fields.number("share") if "share" in fields else 1.0,
+        share_of=_optional_expression(fields, "share_of"),
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
+        temperature_length=fields.flag("temperature_length", False),
     )
     fields.finish()
     return rope
@@ -335,7 +337,8 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         for expression in (check.equals, check.at_least):
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
-        demand(architecture.rope.dimensions.names, "rope")
+        for size in (architecture.rope.dimensions, architecture.rope.share_of):
+            demand(size.names if size else frozenset(), "rope")
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):
         demand(facts.attention_scale.names, "the attention scale")

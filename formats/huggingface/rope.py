@@ -119,6 +119,8 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
         metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
         metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
+        if rope.temperature_length:
+            metadata["attention.temperature_length"] = uint32(source.original_context())
     if rope.local_theta is not None:
         metadata["rope.freq_base_swa"] = float32(_local_theta(rope, local, config, path))
     elif local is not None and dict(local) != dict(parameters):
@@ -175,6 +177,9 @@ def _local_theta(rope: Rope, local: Mapping[str, Any] | None, config: Mapping[st
 def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any], values: Values, path: Path) -> int:
     size = rope.dimensions.evaluate(values)
     share = _stated(parameters, config, "partial_rotary_factor", "rotary_pct")
+    if share is not None and rope.share_of is not None:
+        _check_share(share, size, rope.share_of.evaluate(values), path)
+        share = None
     number = rope.share if share is None else finite_number(share)
     if number is None or not 0 < number <= 1:
         raise ModelError(f"partial_rotary_factor is {share!r}, which must be above 0 and at most 1", path=path)
@@ -186,6 +191,17 @@ def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any
     if rotated != size and not rope.partial:
         raise ModelError(f"partial_rotary_factor is {share!r}, but this architecture rotates whole heads", path=path)
     return rotated
+
+
+def _check_share(share: object, size: int, whole: int, path: Path) -> None:
+    """Refuse another share of a whole than the dimensions that are rotated; raises ModelError."""
+    number = finite_number(share)
+    if number is None or not 0 < number <= 1 or int(whole * number) != size:
+        raise ModelError(
+            f"partial_rotary_factor is {share!r}, which is not the {size} rotated dimensions of {whole}",
+            path=path,
+            remedy="Restore the original config.json.",
+        )
 
 
 def _kind(parameters: Mapping[str, Any], rope: Rope, path: Path) -> str:

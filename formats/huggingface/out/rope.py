@@ -50,7 +50,9 @@ def rebuild_rope(
     found: dict[str, Any] = {"rope_theta": theta}
     size = rope.dimensions.evaluate(values)
     rotated = known.integer("dimension_count") or int(size * rope.share)
-    if rotated != size or rope.share != 1.0:
+    if rope.share_of is not None:
+        found["partial_rotary_factor"] = _share(rotated, rope.share_of.evaluate(values))
+    elif rotated != size or rope.share != 1.0:
         found["partial_rotary_factor"] = _share(rotated, size)
     if rope.local_theta is not None:
         found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
