@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
 from .configuration import Latent
-from .layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from .layers import Attention, Block, Dense, Experts, HeadNorm, LatentAttention, Norm
 from .place import Place
 from .weights import Linear, Matrix
 
@@ -17,12 +17,11 @@ def build_block(place: Place, index: int) -> Block:
     """Return block ``index``. Raises MissingTensorError or ShapeError with the name of a tensor."""
     configuration, prefix = place.configuration, f"blk.{index}."
     facts = configuration.facts
-    routed = configuration.routing is not None and index >= configuration.dense_layers
     return Block(
         index,
-        _attention(place, prefix) if configuration.latent is None else _latent_attention(place, prefix),
+        _attention(place, prefix, index) if configuration.latent is None else _latent_attention(place, prefix),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
-        _experts(place, prefix) if routed else _dense(place, prefix),
+        _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
     )
 
@@ -34,8 +33,9 @@ def _after_attention(place: Place, prefix: str) -> Norm | None:
     return place.norm_if_there(prefix + _AFTER_ATTENTION, place.configuration.hidden)
 
 
-def _attention(place: Place, prefix: str) -> Attention:
+def _attention(place: Place, prefix: str, index: int) -> Attention:
     configuration = place.configuration
+    plain = HeadNorm((Norm(None),)) if configuration.plain_head_norms and configuration.layer_rope(index) else None
     hidden, head = configuration.hidden, configuration.head_size
     sizes = (configuration.heads * head, configuration.kv_heads * head, configuration.kv_heads * head)
     if f"{prefix}attn_qkv.weight" in place.model.tensors:
@@ -51,8 +51,8 @@ def _attention(place: Place, prefix: str) -> Attention:
         key=key,
         value=value,
         output=place.linear(prefix + "attn_output", hidden, sizes[0]),
-        query_norm=place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
-        key_norm=place.head_norm(prefix + "attn_k_norm", configuration.kv_heads, head),
+        query_norm=plain or place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
+        key_norm=plain or place.head_norm(prefix + "attn_k_norm", configuration.kv_heads, head),
         sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
         after=_after_attention(place, prefix),
     )

@@ -46,7 +46,7 @@ def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Float
         queries = _full_queries(run, layer, queries)
     known = _known(run, index, layer, latent, settings, down)
 
-    if (temperature := query_temperature(run)) is not None:
+    if (temperature := query_temperature(run, index)) is not None:
         queries *= temperature[:, None]
     split = queries.reshape(len(queries), -1, latent.key_size)
     gathered = np.empty((len(queries), len(layer.values), latent.value_size), np.float32)

@@ -64,7 +64,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     tables = [span.table if window is None else span.local_table for span in run.spans]
     split_queries, split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (queries, keys, values))
 
-    temperature, late = query_temperature(run), configuration.facts.normalised_after_rotation
+    temperature, late = query_temperature(run, index), configuration.facts.normalised_after_rotation
     turned = np.empty((kv_heads, len(keys), size), np.float32)
 
     def turn_keys(task: tuple[int, int]) -> None:
@@ -99,6 +99,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
             scale=configuration.attention_scale,
             cap=configuration.attention_soft_cap,
             window=window,
+            chunked=configuration.facts.chunked,
             sinks=None if sinks is None else sinks[heads],
         )
 

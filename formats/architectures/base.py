@@ -244,9 +244,13 @@ class RuntimeFacts:
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
+        chunked: whether windows are chunks: positions see those before them in their own chunk of so many, counted from the first position.
         rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
         unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
+        unrotated_temperature: whether queries of layers that do not rotate are multiplied at position p by
+            ``1 + slope ln(1 + floor((p + 1) / length))``, by the hyper-parameters ``temperature_slope`` and ``temperature_length``.
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
+        plain_head_norms: where this holds, heads of queries and keys are normalised without weights in layers that rotate them.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
@@ -255,6 +259,7 @@ class RuntimeFacts:
         expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum), or ``softmax`` and
             ``sigmoid`` (k largest by these, ``exp_probs_b`` added for the choice alone; hyper-parameters say whether they are divided by their
             sum, and multiplied).
+        expert_weighting: whether weights multiply what experts make (``results``), or what they are given (``inputs``).
         expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
             ``maximum``, or with the largest sum of their ``two_largest``.
     """
@@ -266,14 +271,18 @@ class RuntimeFacts:
     attention_scale: Expression
     scale_embedding: bool = False
     sliding_period: Expression | None = None
+    chunked: bool = False
     rotated: Literal["all", "sliding"] = "all"
     unrotated_period: Expression | None = None
+    unrotated_temperature: bool = False
     normalised_after_rotation: bool = False
+    plain_head_norms: Condition | None = None
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
     parallel: bool | Condition = False
     expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
+    expert_weighting: Literal["results", "inputs"] = "results"
     expert_groups: Literal["maximum", "two_largest"] = "two_largest"
 
 

@@ -266,9 +266,12 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         attention_scale=_expression(fields, "attention_scale"),
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
+        chunked=fields.flag("chunked", False),
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
         unrotated_period=_optional_expression(fields, "unrotated_period"),
+        unrotated_temperature=fields.flag("unrotated_temperature", False),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
+        plain_head_norms=parse_condition(fields.text("plain_head_norms")) if "plain_head_norms" in fields else None,
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
@@ -276,6 +279,9 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         expert_gating=_choice(fields, "expert_gating", ("softmax_top_k_normalised", "softmax", "sigmoid"))
         if "expert_gating" in fields
         else None,
+        expert_weighting=_choice(fields, "expert_weighting", ("results", "inputs"))
+        if "expert_weighting" in fields
+        else "results",
         expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
         if "expert_groups" in fields
         else "two_largest",
@@ -345,6 +351,9 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         for period in (facts.sliding_period, facts.unrotated_period):
             demand(period.names if period else frozenset(), "a period of layers")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
+        demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
+        if facts.unrotated_temperature:
+            demand({"temperature_slope", "temperature_length"}, "'unrotated_temperature'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"

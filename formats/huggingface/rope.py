@@ -25,7 +25,7 @@ from ..metadata import Field, float32, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
-__all__ = ["TEMPERATURE", "RopeResult", "read_rope"]
+__all__ = ["TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
@@ -314,12 +314,19 @@ def _llama3(source: _Source) -> RopeResult:
     """Divide low frequencies by the factor, keep high ones, and blend between: one divisor per pair."""
     factor = source.number("factor")
     low, high = source.number("low_freq_factor"), source.number("high_freq_factor")
-    if high <= low:
-        source.fail(f"high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+    if high < low:
+        source.fail(f"high_freq_factor {high:g} must not be below low_freq_factor {low:g}")
     original = source.original_context()
     frequencies = source.theta ** -(np.arange(0, source.rotated, 2, dtype=np.float64) / source.rotated)
     turns = original * frequencies / (2 * math.pi)  # of each pair over the original context
-    return RopeResult({}, {_TABLE: _divisors(np.clip((turns - low) / (high - low), 0.0, 1.0), factor)})
+    return RopeResult({}, {_TABLE: _divisors(kept_share(turns, low, high), factor)})
+
+
+def kept_share(turns: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return which share of its frequency each pair keeps in llama3's scaling: none below ``low`` turns, all from ``high`` on."""
+    if high == low:  # as in Llama 4: nothing is blended
+        return (turns >= low).astype(np.float64)
+    return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def _longrope(source: _Source) -> RopeResult:

@@ -14,7 +14,7 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
-from ..rope import TEMPERATURE
+from ..rope import TEMPERATURE, kept_share
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]
@@ -35,7 +35,7 @@ _TABLE, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_f
 _CLOSE = 1e-5  # relative; tables are float32
 # contexts before stretching, and the frequency factors, of the models that have llama3's scaling
 _LLAMA3_CONTEXTS = tuple(1 << power for power in range(3, 20))
-_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
+_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 1.0))
 
 
 def rebuild_rope(
@@ -164,7 +164,7 @@ def _from_table(
     for low, high in _LLAMA3_BANDS:
         for original in sorted(_LLAMA3_CONTEXTS, key=lambda it: it != 8192):
             turns = original * frequencies / (2 * math.pi)
-            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            kept = kept_share(turns, low, high)
             if _same(table, 1.0 / ((1.0 - kept) / factor + kept)):
                 return {
                     "rope_type": "llama3",

@@ -59,7 +59,8 @@ def scaling(**more: Any) -> dict[str, Any]:
 
 
 def test_the_rotated_share_is_one_of_the_whole_key(tmp_path: Path, context: OpenContext) -> None:
-    with open_huggingface(model_folder(tmp_path / "model", "mistral4"), context) as model:
+    folder = model_folder(tmp_path / "model", "mistral4", **scaling(partial_rotary_factor=0.4))
+    with open_huggingface(folder, context) as model:
         assert model.metadata["mistral4.rope.dimension_count"].value == 4
         assert model.metadata["mistral4.attention.key_length_mla"].value == 10
         assert model.metadata["mistral4.attention.temperature_length"].value == 16
