@@ -139,7 +139,8 @@ def expert_by_expert(model: Model, context: OpenContext) -> Model:
     key = f"{PREFIX}names"
     recorded = read_recorded(model.metadata)
     named = [it for it in context.architectures.values() if it.gguf == model.architecture]
-    if not recorded.forms or not any(entry.per_expert for it in named for entry in it.tensors):
+    forms = sorted({entry.hf[0] for it in named for entry in it.tensors if entry.per_expert})
+    if not forms:
         return model
-    kept = {} if recorded.prefix is None else {"prefix": list(recorded.prefix)}
+    kept = {"forms": forms} | ({} if recorded.prefix is None else {"prefix": list(recorded.prefix)})
     return replace(model, metadata=MappingProxyType({**model.metadata, key: string(json.dumps(kept))}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
 from .configuration import DeltaHeads, Latent
-from .layers import Attention, Beside, Block, DeltaNet, Dense, Experts, LatentAttention, LayerInput, Norm
+from .layers import Attention, Beside, Block, DeltaNet, Dense, Experts, HeadNorm, LatentAttention, LayerInput, Norm
 from .place import Place
 from .weights import Linear, Matrix, Vector
 
@@ -17,12 +17,11 @@ def build_block(place: Place, index: int) -> Block:
     """Return block ``index``. Raises MissingTensorError or ShapeError with the name of a tensor."""
     configuration, prefix = place.configuration, f"blk.{index}."
     facts = configuration.facts
-    routed = configuration.routing is not None and index >= configuration.dense_layers
     return Block(
         index,
         _token_mixer(place, prefix, index),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
-        _experts(place, prefix) if routed else _dense(place, prefix),
+        _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
@@ -63,6 +62,7 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
         configuration.layer_head_size(index),
         configuration.layer_kv_heads(index),
     )
+    plain = HeadNorm((Norm(None),)) if configuration.plain_head_norms and configuration.layer_rope(index) else None
     wide = configuration.heads * head
     asked = 2 * wide if configuration.facts.gated_attention else wide
     sizes = (asked, kv_heads * head, kv_heads * head)
@@ -89,8 +89,8 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
         key=key,
         value=value,
         output=place.linear(prefix + "attn_output", hidden, wide),
-        query_norm=place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
-        key_norm=None if key is None else place.head_norm(prefix + "attn_k_norm", kv_heads, head),
+        query_norm=plain or place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
+        key_norm=None if key is None else plain or place.head_norm(prefix + "attn_k_norm", kv_heads, head),
         sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
         after=_after_attention(place, prefix),
     )

@@ -20,7 +20,8 @@ from ..formats.architectures import (
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
-from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope, read_temperature
+from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
+from .temperature import Temperature, read_temperature
 
 __all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "read_configuration"]
 
@@ -72,6 +73,7 @@ class Routing:
         groups: experts are in so many groups of equal size.
         groups_used: a token's experts come from so many of them.
         by_maximum: whether groups are chosen by their best expert, or by the sum of their two best.
+        of_inputs: whether weights multiply what experts are given, or what they make.
     """
 
     gating: Literal["softmax", "sigmoid"]
@@ -81,6 +83,7 @@ class Routing:
     groups: int = 1
     groups_used: int = 1
     by_maximum: bool = False
+    of_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,17 @@ class Configuration:
         residual_scale: what attention and feed-forward add is multiplied by it.
         logit_scale: the model's logits are multiplied by it.
         attention_scale: attention logits are multiplied by it.
-        attention_temperature: queries at position p are multiplied by ``1 + this ln(1 + floor(p / original context))``; 0: they are not.
+        attention_temperature: how queries grow with the position, None where they do not.
         attention_soft_cap: attention logits x become ``cap * tanh(x / cap)``; None: no cap.
         attention_clamp: numbers of queries, keys and values go from minus this to this; None: they are not limited.
         final_soft_cap: the same as attention_soft_cap for the model's logits.
-        window: positions that a layer with a sliding window sees, its own included; 0: there are no such layers.
+        window: positions that a layer with a sliding window sees, its own included, or a chunk's; 0: there are no such layers.
         sliding_period: every layer whose number, from 1, is a multiple sees everything; 0: all do.
         unrotated_period: every layer whose number, from 1, is a multiple does not rotate; 0: there are no such.
+        plain_head_norms: whether layers that rotate normalise heads of queries and keys without weights.
         experts: number of experts, 0 for a dense model.
         dense_layers: leading blocks without experts.
+        expert_period: of the others, every block whose number, from 1, is a multiple has experts.
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         delta_heads: those of layers with linear attention, None where there are no such layers.
@@ -136,15 +141,17 @@ class Configuration:
     residual_scale: float
     logit_scale: float
     attention_scale: float
-    attention_temperature: float
+    attention_temperature: Temperature | None
     attention_soft_cap: float | None
     attention_clamp: float | None
     final_soft_cap: float | None
     window: int
     sliding_period: int
     unrotated_period: int
+    plain_head_norms: bool
     experts: int
     dense_layers: int
+    expert_period: int
     routing: Routing | None
     latent: Latent | None
     delta_heads: DeltaHeads | None
@@ -157,6 +164,10 @@ class Configuration:
     def experts_used(self) -> int:
         """Experts per token, 0 for a dense model."""
         return 0 if self.routing is None else self.routing.used
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer (counted from 0) has experts."""
+        return self.routing is not None and layer >= self.dense_layers and (layer + 1) % self.expert_period == 0
 
     def layer_kv_heads(self, layer: int) -> int:
         """Return the key and value heads of a layer (counted from 0)."""
@@ -252,15 +263,17 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         residual_scale=_multiplier(model, values, "residual_multiplier"),
         logit_scale=_multiplier(model, values, "logit_multiplier") / _multiplier(model, values, "logit_divisor"),
         attention_scale=scale * logit_multiplier(model, architecture, rope),
-        attention_temperature=read_temperature(model, architecture, rope),
+        attention_temperature=read_temperature(model, architecture, values, rope),
         attention_soft_cap=_cap(values, "attention_soft_cap"),
         attention_clamp=_cap(values, "attention_clamp"),
         final_soft_cap=_cap(values, "final_soft_cap"),
         window=size("window", 0),
         sliding_period=0 if facts.sliding_period is None else facts.sliding_period.evaluate(values),
         unrotated_period=0 if facts.unrotated_period is None else facts.unrotated_period.evaluate(values),
+        plain_head_norms=facts.plain_head_norms is not None and facts.plain_head_norms.holds(values),
         experts=experts,
         dense_layers=size("dense_layers", 0),
+        expert_period=size("expert_period", 1) or 1,
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
         delta_heads=_delta_heads(model, facts, values),
@@ -374,6 +387,7 @@ def _routing(model: Model, facts: RuntimeFacts, values: Values, experts: int) ->
         groups,
         groups_used,
         facts.expert_groups == "maximum",
+        facts.expert_weighting == "inputs",
     )
 
 

@@ -18,6 +18,7 @@ from .norms import norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, query_tasks
+from .temperature import query_temperature
 from .weights import Linear, product, products
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Float
         queries = _full_queries(run, layer, queries)
     known = _known(run, index, layer, latent, settings, down)
 
+    if (temperature := query_temperature(run, index)) is not None:
+        queries *= temperature[:, None]
     split = queries.reshape(len(queries), -1, latent.key_size)
     gathered = np.empty((len(queries), len(layer.values), latent.value_size), np.float32)
     for first in range(0, len(layer.keys), HEADS_AT_ONCE):

@@ -14,6 +14,7 @@ from .norms import head_norms, norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, query_tasks
+from .temperature import query_temperature
 from .weights import product, products
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, known: list[tu
     query_norms = head_norms(configuration, layer.query_norm, configuration.heads)
     sinks = None if layer.sinks is None else layer.sinks.decode()
     split_queries = queries.reshape(len(queries), -1, size)
-    temperature, late = _temperature(run), configuration.facts.normalised_after_rotation
+    temperature, late = query_temperature(run, index), configuration.facts.normalised_after_rotation
 
     def gather(task: tuple[int, slice, int]) -> None:
         """Attend from some positions of one sequence, for the query heads that share one head of keys."""
@@ -143,19 +144,11 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, known: list[tu
             scale=configuration.attention_scale,
             cap=configuration.attention_soft_cap,
             window=window,
+            chunked=configuration.facts.chunked,
             sinks=None if sinks is None else sinks[heads],
         )
 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(kv_heads)])
-
-
-def _temperature(run: Run) -> Floats | None:
-    """Return float32 (rows,): what queries are multiplied by, None for nothing."""
-    beta, rope = run.configuration.attention_temperature, run.configuration.rope
-    if not beta or rope is None:
-        return None
-    contexts = run.hooks.positions // rope.original_context
-    return (1.0 + beta * np.log1p(contexts)).astype(np.float32)
 
 
 def _turn(

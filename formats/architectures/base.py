@@ -149,6 +149,7 @@ class Rope:
         frequency_table: whether the target's runtime divides frequencies by ``rope_freqs.weight``.
         partial: whether a head may be rotated in part.
         share: the part that is, where the configuration is silent.
+        share_of: what ``partial_rotary_factor`` is a share of, where that is more than ``dimensions``, which are then rotated whole.
         local_theta: base frequency of sliding-window layers, for families where it differs.
         local_dimensions: size of a head of sliding-window layers, where that differs: GGUF's ``rope.dimension_count_swa``.
         usual: kind of scaling where the configuration is silent.
@@ -158,6 +159,7 @@ class Rope:
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
         sections: pairs that take their position from time, height and width, in turn, where the configuration is silent. Text has one position in all
             of them, so that they change nothing; GGUF has ``rope.dimension_sections``. Empty for families without.
+        temperature_length: whether GGUF has that context as ``attention.temperature_length`` once more.
     """
 
     order: Literal["neox", "interleaved"]
@@ -167,12 +169,14 @@ class Rope:
     frequency_table: bool = False
     partial: bool = False
     share: float = 1.0
+    share_of: Expression | None = None
     local_theta: float | None = None
     local_dimensions: Expression | None = None
     usual: str = "default"
     log_multiplier: bool = False
     temperature: bool = False
     sections: tuple[int, ...] = ()
+    temperature_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +255,14 @@ class RuntimeFacts:
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
+        chunked: whether windows are chunks: positions see those before them in their own chunk of so many, counted from the first position.
         rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
         unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
+        unrotated_temperature: whether queries of layers that do not rotate are multiplied at position p by
+            ``1 + slope ln(1 + floor((p + 1) / length))``, by the hyper-parameters ``temperature_slope`` and ``temperature_length``.
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
         normalised_values: whether the values of each head are normalised, without weights.
+        plain_head_norms: where this holds, heads of queries and keys are normalised without weights in layers that rotate them.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
@@ -266,6 +274,7 @@ class RuntimeFacts:
         gated_attention: whether what attention gathers is multiplied by a sigmoid; ``attn_q`` then has each head's queries, and behind them its gate.
         value_heads: which value heads of a gated delta rule share a key head, where layers have one instead of attention: neighbours (``grouped``), or
             every so-manieth (``tiled``).
+        expert_weighting: whether weights multiply what experts make (``results``), or what they are given (``inputs``).
         expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
             ``maximum``, or with the largest sum of their ``two_largest``.
     """
@@ -277,15 +286,19 @@ class RuntimeFacts:
     attention_scale: Expression
     scale_embedding: bool = False
     sliding_period: Expression | None = None
+    chunked: bool = False
     rotated: Literal["all", "sliding"] = "all"
     unrotated_period: Expression | None = None
+    unrotated_temperature: bool = False
     normalised_after_rotation: bool = False
     normalised_values: bool = False
+    plain_head_norms: Condition | None = None
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
     parallel: bool | Condition = False
     expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
+    expert_weighting: Literal["results", "inputs"] = "results"
     expert_groups: Literal["maximum", "two_largest"] = "two_largest"
     gated_attention: bool = False
     value_heads: Literal["grouped", "tiled"] | None = None

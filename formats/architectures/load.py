@@ -204,12 +204,14 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         frequency_table=fields.flag("frequency_table", False),
         partial=fields.flag("partial", False),
         share=fields.number("share") if "share" in fields else 1.0,
+        share_of=_optional_expression(fields, "share_of"),
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
         sections=_sections(fields),
         local_dimensions=_optional_expression(fields, "local_dimensions"),
         usual=fields.text("usual") if "usual" in fields else "default",
+        temperature_length=fields.flag("temperature_length", False),
     )
     fields.finish()
     if rope.usual not in ("default", *rope.scalings):
@@ -282,10 +284,13 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         attention_scale=_expression(fields, "attention_scale"),
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
+        chunked=fields.flag("chunked", False),
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
         unrotated_period=_optional_expression(fields, "unrotated_period"),
+        unrotated_temperature=fields.flag("unrotated_temperature", False),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
         normalised_values=fields.flag("normalised_values", False),
+        plain_head_norms=parse_condition(fields.text("plain_head_norms")) if "plain_head_norms" in fields else None,
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
@@ -293,6 +298,9 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         expert_gating=_choice(fields, "expert_gating", ("softmax_top_k_normalised", "softmax", "sigmoid"))
         if "expert_gating" in fields
         else None,
+        expert_weighting=_choice(fields, "expert_weighting", ("results", "inputs"))
+        if "expert_weighting" in fields
+        else "results",
         expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
         if "expert_groups" in fields
         else "two_largest",
@@ -362,15 +370,17 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         for condition in (check.where, check.holds):
             demand(condition.names - layered if condition else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
-        demand(architecture.rope.dimensions.names, "rope")
-        local = architecture.rope.local_dimensions
-        demand(local.names if local else frozenset(), "rope")
+        for size in (architecture.rope.dimensions, architecture.rope.share_of, architecture.rope.local_dimensions):
+            demand(size.names if size else frozenset(), "rope")
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):
         demand(facts.attention_scale.names, "the attention scale")
         for period in (facts.sliding_period, facts.unrotated_period):
             demand(period.names if period else frozenset(), "a period of layers")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
+        demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
+        if facts.unrotated_temperature:
+            demand({"temperature_slope", "temperature_length"}, "'unrotated_temperature'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"

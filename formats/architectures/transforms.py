@@ -21,6 +21,7 @@ name                             Hugging Face → GGUF                          
                                  matrix of a stack
 ``separate_columns``             the same of the elements of rows                              —                 one by one
 ``transpose_and_separate_rows``  ``transpose``, then ``separate_rows``                         —                 one by one, transposed
+``transpose_and_split_rows``     ``transpose``, then ``split_rows``                            first             joined, transposed
 ``gather_groups``                rows of a fused projection from one group per key head        heads, kv_heads   groups
                                  (queries, key, value) to all queries, all keys, all values
 ``split_attention``              ``gather_groups``, then queries, keys and values apart, rows  heads, kv_heads   groups
@@ -118,6 +119,9 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "separate_columns": Transform(separate_columns, interleave_columns),
         "transpose_and_separate_rows": Transform(
             _one_after_another(each(transpose), separate), _one_after_another(interleave, each(transpose))
+        ),
+        "transpose_and_split_rows": Transform(
+            _one_after_another(each(transpose), cut), _one_after_another(join, each(transpose)), ("first",)
         ),
         "gather_groups": Transform(each(gather_groups), each(scatter_groups), ("heads", "kv_heads")),
         "split_attention": Transform(split_attention, join_attention, ("heads", "kv_heads")),

@@ -34,19 +34,23 @@ def choose_architecture(
             remedy=f"{f'Did you mean {close[0]!r}? ' if close else ''}Known: {', '.join(known)}.",
         )
     class_name, model_type = _class_name(config), config.get("model_type")
-    for architecture in known.values():
-        if class_name in architecture.classes:
-            return architecture
-    if class_name is None or not _is_other_task(class_name):
-        for architecture in known.values():
-            if model_type in architecture.model_types:
-                return architecture
+    answering = [item for item in known.values() if class_name in item.classes]
+    if not answering and (class_name is None or not _is_other_task(class_name)):
+        answering = [item for item in known.values() if model_type in item.model_types]
+    if answering:
+        return next((item for item in answering if _is_text_model(item, config)), answering[0])
     raise UnknownArchitectureError(
         f"the class {class_name or '(none)'} with model_type {model_type or '(none)'} is not known; "
         f"known architectures: {', '.join(known)}",
         path=path,
         remedy=f"{_nearest(config, tensors, known, path)} {PLUGIN_HINT} To convert it as a known one, pass --as-arch NAME.",
     )
+
+
+def _is_text_model(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether it is the architecture of the text model in a configuration of several, whose class says nothing of it."""
+    section = config.get(architecture.config_section) if architecture.config_section else None
+    return isinstance(section, dict) and section.get("model_type") in architecture.model_types
 
 
 def is_headless(config: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from ..metadata import Field, ValueType, float32, numbers, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
-__all__ = ["STILL", "TEMPERATURE", "RopeResult", "read_rope"]
+__all__ = ["STILL", "TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
@@ -124,6 +124,8 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
         metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
         metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
+        if rope.temperature_length:
+            metadata["attention.temperature_length"] = uint32(source.original_context())
     if rope.sections:
         metadata["rope.dimension_sections"] = numbers(_sections(source), ValueType.INT32)
     if rope.local_dimensions is not None:
@@ -201,6 +203,9 @@ def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any
     if "proportional" in rope.scalings:
         return size  # the part that is not rotated shows in the table
     share = _stated(parameters, config, "partial_rotary_factor", "rotary_pct")
+    if share is not None and rope.share_of is not None:
+        _check_share(share, size, rope.share_of.evaluate(values), path)
+        share = None
     number = rope.share if share is None else finite_number(share)
     if number is None or not 0 < number <= 1:
         raise ModelError(f"partial_rotary_factor is {share!r}, which must be above 0 and at most 1", path=path)
@@ -212,6 +217,17 @@ def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any
     if rotated != size and not rope.partial:
         raise ModelError(f"partial_rotary_factor is {share!r}, but this architecture rotates whole heads", path=path)
     return rotated
+
+
+def _check_share(share: object, size: int, whole: int, path: Path) -> None:
+    """Refuse another share of a whole than the dimensions that are rotated; raises ModelError."""
+    number = finite_number(share)
+    if number is None or not 0 < number <= 1 or int(whole * number) != size:
+        raise ModelError(
+            f"partial_rotary_factor is {share!r}, which is not the {size} rotated dimensions of {whole}",
+            path=path,
+            remedy="Restore the original config.json.",
+        )
 
 
 def _kind(parameters: Mapping[str, Any], rope: Rope, path: Path) -> str:
@@ -324,12 +340,19 @@ def _llama3(source: _Source) -> RopeResult:
     """Divide low frequencies by the factor, keep high ones, and blend between: one divisor per pair."""
     factor = source.number("factor")
     low, high = source.number("low_freq_factor"), source.number("high_freq_factor")
-    if high <= low:
-        source.fail(f"high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+    if high < low:
+        source.fail(f"high_freq_factor {high:g} must not be below low_freq_factor {low:g}")
     original = source.original_context()
     frequencies = source.theta ** -(np.arange(0, source.rotated, 2, dtype=np.float64) / source.rotated)
     turns = original * frequencies / (2 * math.pi)  # of each pair over the original context
-    return RopeResult({}, {_TABLE: _divisors(np.clip((turns - low) / (high - low), 0.0, 1.0), factor)})
+    return RopeResult({}, {_TABLE: _divisors(kept_share(turns, low, high), factor)})
+
+
+def kept_share(turns: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return which share of its frequency each pair keeps in llama3's scaling: none below ``low`` turns, all from ``high`` on."""
+    if high == low:  # as in Llama 4: nothing is blended
+        return (turns >= low).astype(np.float64)
+    return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def _proportional(source: _Source) -> RopeResult:

@@ -223,6 +223,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         },
     },
+    "mistral4": CONFIG
+    | LATENT
+    | {
+        "architectures": ["Mistral4ForCausalLM"],
+        "model_type": "mistral4",
+        "q_lora_rank": 6,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "llama4": CONFIG
+    | {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "num_hidden_layers": 5,
+        "head_dim": 8,
+        "intermediate_size": 12,
+        "intermediate_size_mlp": 20,
+        "num_local_experts": 3,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 7,
+        "floor_scale": 5,
+    },
     "hunyuan-dense": CONFIG | {"architectures": ["HunYuanDenseV1ForCausalLM"], "model_type": "hunyuan_v1_dense", "head_dim": 8},
     "phi2": CONFIG | {"architectures": ["PhiForCausalLM"], "model_type": "phi"},
     "olmo": CONFIG | {"architectures": ["OlmoForCausalLM"], "model_type": "olmo", "clip_qkv": 0.5},

@@ -70,6 +70,14 @@ LATENT = {
     "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
 }  # fmt: skip
+MISTRAL4 = yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)
+LLAMA4 = {
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "head_dim": 32,
+    "num_hidden_layers": 5,
+}
 MINICPM3 = {
     key: LATENT[key]
     for key in ("num_key_value_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -189,6 +197,11 @@ CASES = (
     case("seed-oss", "SeedOssForCausalLM", head_dim=32),
     case("ernie4_5", "Ernie4_5ForCausalLM", head_dim=32),
     case("mistral3", "Ministral3ForCausalLM", head_dim=32, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)),
+    case("mistral4", "Mistral4ForCausalLM", **LATENT | {"n_shared_experts": 1, "first_k_dense_replace": 0}, q_lora_rank=48, rope_parameters=MISTRAL4),
+    case("mistral4-dense-groups", "Mistral4ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.8, tie_word_embeddings=True, rope_parameters=MISTRAL4),
+    case("llama4", "Llama4ForCausalLM", **LLAMA4, rope_parameters=LLAMA3 | {"high_freq_factor": 1.0}),
+    case("llama4-interleaved", "Llama4ForCausalLM", **LLAMA4 | {"intermediate_size": 16, "num_local_experts": 128, "num_experts_per_tok": 3}, interleave_moe_layer_step=2, use_qk_norm=False, tie_word_embeddings=True),
+    case("llama4-yarn", "Llama4ForCausalLM", **LLAMA4, rope_parameters=yarn()),
     case("hunyuan-dense", "HunYuanDenseV1ForCausalLM", head_dim=32, tie_word_embeddings=True),
     case("hunyuan-dense-alpha", "HunYuanDenseV1ForCausalLM", head_dim=32, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}),
     case("phi2", "PhiForCausalLM", num_key_value_heads=4),
@@ -222,6 +235,7 @@ DEEP = (
 
 # what transformers and this project's runtime do, and llama.cpp does otherwise; a note says so
 BEYOND_LLAMACPP = (
+    case("llama4-chunks", "Llama4ForCausalLM", **LLAMA4, attention_chunk_size=8, floor_scale=6, attn_scale=0.4),
     case("deepseek2-groups", "DeepseekV2ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, topk_method="group_limited_greedy"),
 )  # fmt: skip
 

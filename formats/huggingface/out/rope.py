@@ -14,7 +14,7 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
-from ..rope import STILL, TEMPERATURE
+from ..rope import STILL, TEMPERATURE, kept_share
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]
@@ -35,7 +35,7 @@ _TABLE, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_f
 _CLOSE = 1e-5  # relative; tables are float32
 # contexts before stretching, and the frequency factors, of the models that have llama3's scaling
 _LLAMA3_CONTEXTS = tuple(1 << power for power in range(3, 20))
-_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
+_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 1.0))
 
 
 def rebuild_rope(
@@ -50,7 +50,9 @@ def rebuild_rope(
     found: dict[str, Any] = {"rope_theta": theta}
     size = rope.dimensions.evaluate(values)
     rotated = known.integer("dimension_count") or int(size * rope.share)
-    if rotated != size or rope.share != 1.0:
+    if rope.share_of is not None:
+        found["partial_rotary_factor"] = _share(rotated, rope.share_of.evaluate(values))
+    elif rotated != size or rope.share != 1.0:
         found["partial_rotary_factor"] = _share(rotated, size)
     if rope.local_theta is not None:
         found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
@@ -176,7 +178,7 @@ def _from_table(
     for low, high in _LLAMA3_BANDS:
         for original in sorted(_LLAMA3_CONTEXTS, key=lambda it: it != 8192):
             turns = original * frequencies / (2 * math.pi)
-            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            kept = kept_share(turns, low, high)
             if _same(table, 1.0 / ((1.0 - kept) / factor + kept)):
                 return {
                     "rope_type": "llama3",

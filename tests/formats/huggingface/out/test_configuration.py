@@ -281,7 +281,8 @@ SCALINGS: dict[str, list[dict[str, Any]]] = {
     "llama3": [
         {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
         for factor in (8.0, 32.0)
-    ],
+    ]
+    + [{"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}],
     "longrope": [{"short_factor": [1.0, 1.5], "long_factor": [2.0, 6.5]}],
 }
 
