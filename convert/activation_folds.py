@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Norm
+from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -92,12 +92,14 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     return tuple(it for it in (first, giver.bias) if it is not None)
 
 
-def _reading(attention: Attention | LatentAttention | DeltaNet) -> tuple[Linear, ...]:
+def _reading(attention: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
     if isinstance(attention, LatentAttention):
         return (attention.query if attention.query_down is None else attention.query_down, attention.down)
     if isinstance(attention, DeltaNet):
         return (attention.mixed, attention.gate, *attention.rates)
+    if isinstance(attention, Mamba2):
+        return (attention.entering,)
     return attention.projections
 
 

@@ -11,7 +11,8 @@ from .elementwise import sigmoid
 from .feed_forward import dense, mixture
 from .latent_attention import latent_attention
 from .layer_inputs import take_up
-from .layers import Beside, Block, DeltaNet, Experts, LatentAttention, Norm
+from .layers import Beside, Block, DeltaNet, Experts, LatentAttention, Mamba2, Norm
+from .mamba2 import mamba2
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
@@ -67,6 +68,8 @@ def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
         return latent_attention(run, block.index, block.attention, inputs)
     if isinstance(block.attention, DeltaNet):
         return delta_net(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, Mamba2):
+        return mamba2(run, block.index, block.attention, inputs)
     return self_attention(run, block.index, block.attention, inputs)
 
 

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
-from .configuration import DeltaHeads, Latent
-from .layers import Attention, Beside, Block, DeltaNet, Dense, Experts, HeadNorm, LatentAttention, LayerInput, Norm
+from .configuration import DeltaHeads, Latent, StateSpace
+from .layers import (
+    Attention,
+    Beside,
+    Block,
+    DeltaNet,
+    Dense,
+    Experts,
+    HeadNorm,
+    LatentAttention,
+    LayerInput,
+    Mamba2,
+    Norm,
+)
 from .place import Place
 from .weights import Linear, Matrix, Vector
 
@@ -28,12 +40,14 @@ def build_block(place: Place, index: int) -> Block:
     )
 
 
-def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet:
-    """Return what lets positions see each other; linear attention shows in its tensors."""
+def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2:
+    """Return what lets positions see each other; linear attention and state spaces show in their tensors."""
     if place.configuration.latent is not None:
         return _latent_attention(place, prefix)
     if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
         return _delta_net(place, prefix, place.configuration.delta_heads)
+    if place.configuration.state_space is not None and f"{prefix}ssm_in.weight" in place.model.tensors:
+        return _mamba2(place, prefix, place.configuration.state_space)
     return _attention(place, prefix, index)
 
 
@@ -115,6 +129,26 @@ def _delta_net(place: Place, prefix: str, heads: DeltaHeads) -> DeltaNet:
         step_bias=Vector(steps, 0, heads.values),
         head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
         output=place.linear(f"{prefix}ssm_out", hidden, values),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _mamba2(place: Place, prefix: str, space: StateSpace) -> Mamba2:
+    hidden, width = place.configuration.hidden, space.inner // space.groups
+    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (space.channels, None))
+    decay, skip = (
+        Matrix(place.tensor(f"{prefix}{name}", (space.heads, 1)), 0, space.heads) for name in ("ssm_a", "ssm_d")
+    )
+    return Mamba2(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        entering=place.linear(f"{prefix}ssm_in", space.inner + space.channels + space.heads, hidden),
+        kernels=Matrix(kernels, 0, space.channels),
+        kernel_bias=place.vector(f"{prefix}ssm_conv1d.bias", space.channels),
+        decay=decay,
+        skip=skip,
+        step_bias=Vector(place.tensor(f"{prefix}ssm_dt.bias", (space.heads,)), 0, space.heads),
+        group_norm=Matrix(place.tensor(f"{prefix}ssm_norm.weight", (space.groups, width)), 0, space.groups),
+        output=place.linear(f"{prefix}ssm_out", hidden, space.inner),
         after=_after_attention(place, prefix),
     )
 

@@ -23,7 +23,7 @@ from ..formats.huggingface.out.values import recover_values
 from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
 from .temperature import Temperature, read_temperature
 
-__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "read_configuration"]
+__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "StateSpace", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 Layered = Mapping[str, tuple[int | float, ...]]
@@ -59,6 +59,33 @@ class DeltaHeads:
     values: int
     size: int
     tiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """Sizes of state space layers (Mamba-2, arXiv:2405.21060).
+
+    Attributes:
+        heads: each with a memory of its own.
+        size: dimensions of a head's values.
+        groups: neighbouring heads share what is written and read.
+        state: dimensions of what is written and read.
+    """
+
+    heads: int
+    size: int
+    groups: int
+    state: int
+
+    @property
+    def inner(self) -> int:
+        """Numbers of all heads together."""
+        return self.heads * self.size
+
+    @property
+    def channels(self) -> int:
+        """Numbers per position that are convolved: values, what is written, and what is read."""
+        return self.inner + 2 * self.groups * self.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +147,7 @@ class Configuration:
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         delta_heads: those of layers with linear attention, None where there are no such layers.
+        state_space: sizes of state space layers, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
@@ -155,6 +183,7 @@ class Configuration:
     routing: Routing | None
     latent: Latent | None
     delta_heads: DeltaHeads | None
+    state_space: StateSpace | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
     layer_input: int = 0
@@ -235,15 +264,20 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     heads, hidden = size("heads"), size("hidden")
     all_kv_heads = layered.get("kv_heads") or (size("kv_heads", heads),)
     head_sizes = layered.get("head_dim") or (size("head_dim", hidden // heads),)
-    for kv_heads in all_kv_heads:
-        if not kv_heads or heads % kv_heads or not min(head_sizes):
+    for kv_heads in filter(None, all_kv_heads):  # layers without attention have none
+        if heads % kv_heads or not min(head_sizes):
             raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
     head_size = int(max(head_sizes))
     experts = size("experts", 0)
     epsilon = values.get("epsilon")
     if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
         raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
-    rope = read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
+    rotated = facts.rotated_when is None or facts.rotated_when.holds(values)
+    rope = (
+        read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
+        if rotated
+        else None
+    )
     embedding_scale = _multiplier(model, values, "embedding_multiplier")
     scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     parallel = facts.parallel
@@ -277,6 +311,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
         delta_heads=_delta_heads(model, facts, values),
+        state_space=_state_space(model, values),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
         layer_input=size("layer_input", 0),
@@ -412,3 +447,15 @@ def _delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHead
     if keys < 1 or heads < 1 or heads % keys or size < 1:
         raise ModelError(f"{heads} value heads of {size} dimensions cannot share {keys} key heads", path=model.path)
     return DeltaHeads(keys, heads, size, facts.value_heads == "tiled")
+
+
+def _state_space(model: Model, values: Values) -> StateSpace | None:
+    if "state_heads" not in values:
+        return None
+    heads, inner, groups, state = (int(values.get(name, 0)) for name in ("state_heads", "inner", "groups", "state"))
+    if heads < 1 or inner < 1 or groups < 1 or state < 1 or inner % heads or heads % groups:
+        raise ModelError(
+            f"a state space of {inner} numbers in {heads} heads and {groups} groups, with {state} dimensions, is none",
+            path=model.path,
+        )
+    return StateSpace(heads, inner // heads, groups, state)

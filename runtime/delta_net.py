@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .configuration import DeltaHeads
+from .convolution import convolve, last_inputs
 from .delta_rule import run_delta_rule
-from .elementwise import sigmoid, silu
+from .elementwise import sigmoid, silu, softplus
 from .layers import DeltaNet
 from .norms import norm_function
 from .run import Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["delta_net"]
 
 _LEAST_SQUARE = np.float32(1e-6)  # added to the squared length of queries and keys: transformers' and the reference's
-_LINEAR_FROM = np.float32(20.0)  # from where ln(1 + exp(x)) is x in float32
 
 
 def delta_net(run: Run, index: int, layer: DeltaNet, inputs: Floats) -> Floats:
@@ -40,7 +40,7 @@ def delta_net(run: Run, index: int, layer: DeltaNet, inputs: Floats) -> Floats:
         run.hooks.report(linear.matrix.name, result)
     correction, steps = _rates(rates, heads)
     sigmoid(correction)
-    decay = _softplus(steps + layer.step_bias.decode()) * layer.decay.decode()
+    decay = softplus(steps + layer.step_bias.decode()) * layer.decay.decode()
     read = _read(run, index, layer, heads, mixed, decay, correction)
     _gate(run, layer, heads, read, gates)
     run.hooks.collect([layer.output.matrix], read)
@@ -56,11 +56,6 @@ def _rates(found: list[Floats], heads: DeltaHeads) -> tuple[Floats, Floats]:
     grouped = found[0].reshape(len(found[0]), heads.keys, 2, -1)
     correction, steps = (grouped[:, :, part].reshape(len(grouped), -1) for part in range(2))
     return correction, steps
-
-
-def _softplus(values: Floats) -> Floats:
-    """Return ln(1 + exp(x))."""
-    return np.where(values > _LINEAR_FROM, values, np.log1p(np.exp(np.minimum(values, _LINEAR_FROM))))
 
 
 def _read(
@@ -79,22 +74,18 @@ def _read(
         rows = slice(run.spans[number].start, run.spans[number].stop)
         own = _value_heads(heads, key_head)
         memory, earlier = states[number]
-        queries, keys, values = (
-            _convolve(mixed[rows], earlier, kernels, channels)
-            for channels in (
-                [_head(key_head, size)],
-                [_head(heads.keys + key_head, size)],
-                [_head(2 * heads.keys + head, size) for head in own],
-            )
+        queries, keys, *values = (
+            convolve(mixed[rows], earlier, kernels, None, _head(head, size))
+            for head in (key_head, heads.keys + key_head, *(2 * heads.keys + head for head in own))
         )
         _unit_length(queries)
         queries *= np.float32(size**-0.5)
         _unit_length(keys)
         known = memory[own]
         read = run_delta_rule(
-            np.broadcast_to(queries, (share, *queries.shape[1:])),
-            np.broadcast_to(keys, (share, *keys.shape[1:])),
-            values,
+            np.broadcast_to(queries, (share, *queries.shape)),
+            np.broadcast_to(keys, (share, *keys.shape)),
+            np.stack(values),
             np.ascontiguousarray(decay[rows][:, own].T),
             np.ascontiguousarray(correction[rows][:, own].T),
             known,
@@ -107,12 +98,7 @@ def _read(
     if run.cache is not None:
         for number, span in enumerate(run.spans):
             memory, earlier = states[number]
-            tail = (
-                np.concatenate([earlier, mixed[span.start : span.stop]])[-earlier.shape[0] :]
-                if len(earlier)
-                else earlier
-            )
-            run.cache.remember(index, number, (memory, tail))
+            run.cache.remember(index, number, (memory, last_inputs(mixed[span.start : span.stop], earlier)))
     return out
 
 
@@ -138,24 +124,9 @@ def _state(run: Run, index: int, number: int, heads: DeltaHeads, length: int) ->
     return np.zeros((heads.values, heads.size, heads.size), np.float32), np.zeros((length - 1, channels), np.float32)
 
 
-def _convolve(mixed: Floats, earlier: Floats, kernels: Floats, channels: list[slice]) -> Floats:
-    """Return float32 (heads, n, size): some heads' channels, each convolved with its own kernel and activated."""
-    count, before = len(mixed), len(earlier)
-    out = np.empty((len(channels), count, channels[0].stop - channels[0].start), np.float32)
-    for place, part in enumerate(channels):
-        known = np.concatenate([earlier[:, part], mixed[:, part]])
-        weights = kernels[part].T
-        result = out[place]
-        np.multiply(known[before:], weights[before], out=result)
-        for back in range(before):
-            result += known[back : back + count] * weights[back]
-        silu(result)
-    return out
-
-
 def _unit_length(vectors: Floats) -> None:
-    squares = np.einsum("hij,hij->hi", vectors, vectors) + _LEAST_SQUARE
-    vectors /= np.sqrt(squares)[:, :, None]
+    squares = np.einsum("ij,ij->i", vectors, vectors) + _LEAST_SQUARE
+    vectors /= np.sqrt(squares)[:, None]
 
 
 def _gate(run: Run, layer: DeltaNet, heads: DeltaHeads, read: Floats, gates: Floats) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .state_space import decays
+
 __all__ = ["run_delta_rule"]
 
 Floats = NDArray[np.float32]
 
 _CHUNK = 64
-_UNSEEN = np.float32(-np.inf)
 
 
 def run_delta_rule(
@@ -42,20 +43,12 @@ def run_delta_rule(
 
 
 def _run_chunk(queries: Floats, keys: Floats, values: Floats, decay: Floats, rates: Floats, memory: Floats) -> Floats:
-    count = values.shape[1]
-    kept = np.cumsum(decay, axis=1, dtype=np.float64)  # of the chunk's first memory; differences of large sums follow
-    between = (kept[:, :, None] - kept[:, None, :]).astype(np.float32)
-    later = np.triu(np.ones((count, count), bool), 1)
-    between[:, later] = _UNSEEN
-    np.exp(between, out=between)
-    since_start = np.exp(kept)[:, :, None].astype(np.float32)
-    until_end = np.exp(kept[:, -1:] - kept)[:, :, None].astype(np.float32)
-
+    between, since_start, until_end = decays(decay)
     transposed = keys.swapaxes(1, 2)
     system = np.matmul(keys, transposed)
     system *= between
     system *= rates
-    diagonal = np.arange(count)
+    diagonal = np.arange(values.shape[1])
     system[:, diagonal, diagonal] = 1.0
     unpredicted = values - np.matmul(keys * since_start, memory)
     unpredicted *= rates

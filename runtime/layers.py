@@ -16,6 +16,7 @@ __all__ = [
     "HeadNorm",
     "LatentAttention",
     "LayerInput",
+    "Mamba2",
     "Norm",
 ]
 
@@ -129,6 +130,35 @@ class DeltaNet:
 
 
 @dataclass(frozen=True, slots=True)
+class Mamba2:
+    """Projections of a state space layer (Mamba-2, arXiv:2405.21060), see :class:`~.configuration.StateSpace`.
+
+    Attributes:
+        norm: of the block's input.
+        entering: (inner + channels + heads, hidden): gates, what is convolved, steps.
+        kernels: (channels, length) of the convolution.
+        kernel_bias: (channels,), where there is one.
+        decay: (heads, 1), negative.
+        skip: (heads, 1): how much of a position's own values is added to what it reads.
+        step_bias: added to steps.
+        group_norm: (groups, inner / groups): weights of the norm of each group's heads together.
+        output: (hidden, inner).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    entering: Linear
+    kernels: Matrix
+    kernel_bias: Vector | None
+    decay: Matrix
+    skip: Matrix
+    step_bias: Vector
+    group_norm: Matrix
+    output: Linear
+    after: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dense:
     """A feed-forward: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate."""
 
@@ -197,7 +227,7 @@ class Block:
     """One layer. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the stream is multiplied by ``scale``."""
 
     index: int
-    attention: Attention | LatentAttention | DeltaNet
+    attention: Attention | LatentAttention | DeltaNet | Mamba2
     feed_forward_norm: Norm | None
     feed_forward: Dense | Experts
     after: Norm | None

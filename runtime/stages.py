@@ -16,7 +16,7 @@ import numpy as np
 from .block import run_attention, run_block, run_feed_forward
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention
+from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2
 from .network import Network, refuse_bound_blocks
 from .norms import normalise
 from .run import Run
@@ -101,12 +101,14 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
     return attention + (_feed_forward_inputs(stage.block.feed_forward) if stage.part != "attention" else ())
 
 
-def _attention_inputs(layer: Attention | LatentAttention | DeltaNet) -> tuple[StageInput, ...]:
+def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[StageInput, ...]:
     output = StageInput((layer.output.matrix.name,), layer.output.matrix.columns)
     if isinstance(layer, Attention):
         return (_shared_input(*layer.projections), output)
     if isinstance(layer, DeltaNet):
         return (_shared_input(layer.mixed, layer.gate, *layer.rates), output)
+    if isinstance(layer, Mamba2):
+        return (_shared_input(layer.entering), output)
     heads = len(layer.keys)
     query = (layer.query,) if layer.query_down is None else (layer.query_down,)
     later = () if layer.query_down is None else (_shared_input(layer.query),)

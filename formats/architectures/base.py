@@ -80,6 +80,7 @@ class HyperParameter:
         minimum: the least that a ``uint32`` may be.
         stored: how GGUF's number is made of the configuration's, where they differ.
         from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
+        words: for a ``bool`` that the configuration says in words: what each means; the first of a meaning is the one written on the way back.
     """
 
     name: str
@@ -93,6 +94,7 @@ class HyperParameter:
     minimum: int = 1
     stored: Stored | None = None
     from_layers: FromLayers | None = None
+    words: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
         """Return what GGUF has where the configuration is silent, given the hyper-parameters before this one; None for nothing."""
@@ -103,8 +105,12 @@ class HyperParameter:
         """Return GGUF's number for the configuration's."""
         return value if value is None or self.stored is None else self.stored.forward(value, values)
 
-    def as_configured(self, value: bool | float | None, values: Mapping[str, object]) -> bool | int | float | None:
-        """Return the configuration's number for GGUF's."""
+    def as_configured(
+        self, value: bool | float | None, values: Mapping[str, object]
+    ) -> bool | int | float | str | None:
+        """Return the configuration's number, or word, for GGUF's."""
+        if self.words:
+            return next((word for word, meaning in self.words.items() if meaning == value), None)
         return value if value is None or self.stored is None else self.stored.inverse(value, values)
 
 
@@ -257,6 +263,7 @@ class RuntimeFacts:
             attend to everything.
         chunked: whether windows are chunks: positions see those before them in their own chunk of so many, counted from the first position.
         rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
+        rotated_when: a condition; where it does not hold, no layer rotates them. None: it always holds.
         unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
         unrotated_temperature: whether queries of layers that do not rotate are multiplied at position p by
             ``1 + slope ln(1 + floor((p + 1) / length))``, by the hyper-parameters ``temperature_slope`` and ``temperature_length``.
@@ -288,6 +295,7 @@ class RuntimeFacts:
     sliding_period: Expression | None = None
     chunked: bool = False
     rotated: Literal["all", "sliding"] = "all"
+    rotated_when: Condition | None = None
     unrotated_period: Expression | None = None
     unrotated_temperature: bool = False
     normalised_after_rotation: bool = False
@@ -315,6 +323,8 @@ class Architecture:
         mark: what tells this family from others with the same ``gguf``; None for the one that is left where no mark fits.
         classes: Hugging Face classes (``architectures`` in ``config.json``), the usual one first.
         model_types: values of ``model_type``, the usual one first.
+        chosen_where: for families that share a class with others: keys of ``config.json`` whose lists hold nothing but these words. Empty for the one
+            that is left.
         config_section: key under which multimodal configurations keep the text model's (``text_config``), or None.
         prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
         hyper_parameters: in order of evaluation and writing.
@@ -344,5 +354,6 @@ class Architecture:
     dropped: tuple[Dropped, ...]
     tokenizer: Mapping[str, Scalar]
     runtime: RuntimeFacts | str
+    chosen_where: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     per_layer: tuple[LayerParameter, ...] = ()
     full_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

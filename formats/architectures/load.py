@@ -61,6 +61,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         mark=_mark(fields.take("mark"), where, path) if "mark" in fields else None,
         classes=fields.texts("classes"),
         model_types=fields.texts("model_types"),
+        chosen_where=MappingProxyType({key: tuple(words) for key, words in fields.object("chosen_where").items()}),
         config_section=fields.text("config_section") if "config_section" in fields else None,
         prefixes=MappingProxyType(_text_map(fields, "prefixes")),
         hyper_parameters=tuple(
@@ -107,6 +108,9 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         inner = Fields(fields.take("measured"), f"{where}: hyper-parameter {name!r}: measured", path)
         measured = Measured(inner.text("tensor"), int(inner.number("axis")))
         inner.finish()
+    words = fields.object("words")
+    if not all(isinstance(meaning, bool) for meaning in words.values()):
+        fields.fail("has 'words' whose values must be true or false")
     found = HyperParameter(
         name=name,
         config=fields.texts("config"),
@@ -123,6 +127,7 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         from_layers=_from_layers(fields.take("from_layers"), f"{where}: hyper-parameter {name!r}", path)
         if "from_layers" in fields
         else None,
+        words=MappingProxyType(dict(words)),
     )
     fields.finish()
     if required and not found.config:
@@ -286,6 +291,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         sliding_period=_optional_expression(fields, "sliding_period"),
         chunked=fields.flag("chunked", False),
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
+        rotated_when=parse_condition(fields.text("rotated_when")) if "rotated_when" in fields else None,
         unrotated_period=_optional_expression(fields, "unrotated_period"),
         unrotated_temperature=fields.flag("unrotated_temperature", False),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
@@ -377,6 +383,7 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         demand(facts.attention_scale.names, "the attention scale")
         for period in (facts.sliding_period, facts.unrotated_period):
             demand(period.names if period else frozenset(), "a period of layers")
+        demand(facts.rotated_when.names if facts.rotated_when else frozenset(), "'rotated_when'")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
         demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
         if facts.unrotated_temperature:

@@ -13,6 +13,8 @@ name                             Hugging Face → GGUF                          
 ``add_one``                      adds 1 in float32; the result is F32                          —                 subtracts 1
 ``stack``                        n tensors to one with a new first axis, in order              —                 n tensors
 ``squeeze``                      a matrix of one row to a vector                               —                 a matrix again
+``fold``                         a vector to a matrix of so many rows                          rows              a vector again
+``fold_decay``                   ``fold``, then -exp in float32; F32                           rows              the two undone
 ``split_rows``                   one tensor cut along the axis before the last: ``first``      first             joined
                                  rows, then the rest, in each matrix of a stack
 ``fuse_rows``                    two tensors joined along that axis: ``first`` rows, then more first             cut
@@ -53,6 +55,7 @@ from .lazy import Apply, constant, each, same_encoding
 from .matrices import interleave_columns, join_latent, separate_columns, split_latent, transpose
 from .rows import (
     cut,
+    fold,
     gather_groups,
     interleave,
     join,
@@ -62,6 +65,7 @@ from .rows import (
     skip,
     squeeze,
     stack,
+    unfold,
     unpermute_rotary,
     unskip,
     unsqueeze,
@@ -112,6 +116,12 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "add_one": Transform(each(computed(lambda _: Shift(1.0))), each(computed(lambda _: Shift(-1.0)))),
         "stack": Transform(stack, unstack),
         "squeeze": Transform(each(squeeze), each(unsqueeze)),
+        "fold": Transform(each(fold), each(unfold), ("rows",)),
+        "fold_decay": Transform(
+            _one_after_another(each(fold), each(computed(lambda _: Decay(1, 1)))),
+            _one_after_another(each(computed(lambda _: Decay(1, 1, backwards=True))), each(unfold)),
+            ("rows",),
+        ),
         "split_rows": Transform(cut, join, ("first",)),
         "fuse_rows": Transform(join, cut, ("first",)),
         "skip_rows": Transform(each(skip), each(unskip), ("first",)),

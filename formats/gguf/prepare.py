@@ -33,15 +33,15 @@ def _rounded_vectors(model: Model) -> dict[str, Field]:
     values: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
     for tensor in model.tensors.values():
         computed = tensor.read
-        if not isinstance(computed, Rounded) or tensor.row_count != 1:
+        if not isinstance(computed, Rounded) or 1 not in (tensor.row_count, tensor.columns):
             continue
         source = computed.source
         if source.encoding.name not in _PLAIN:
             continue
-        back = computed.step.inverse(tensor.rows(0, 1))
-        if not np.array_equal(source.encoding.encode(back), source.read(0, 1)):
+        back = computed.step.inverse(tensor.rows(0, tensor.row_count))
+        if not np.array_equal(source.encoding.encode(back), source.read(0, source.row_count)):
             names.append(tensor.name)
-            values.append(source.rows(0, 1)[0])
+            values.append(source.rows(0, source.row_count).reshape(-1))
     if not names:
         return {}
     return {EXACT_NAMES: strings(names), EXACT_VALUES: numbers(np.concatenate(values), ValueType.FLOAT32)}

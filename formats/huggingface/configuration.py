@@ -76,7 +76,11 @@ def _value(
             path=path,
             remedy="Restore the original config.json.",
         )
-    if not isinstance(parameter.default, Expression | None) and any(key in config for key in parameter.config):
+    if (
+        not isinstance(parameter.default, Expression | None)
+        and not parameter.words
+        and any(key in config for key in parameter.config)
+    ):
         raise ModelError(
             f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
             path=path,
@@ -88,8 +92,12 @@ def _value(
 def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
     """Return ``found`` as the parameter's type; raises ModelError."""
     least = "above 0" if parameter.minimum == 1 else f"from {parameter.minimum}"
+    if parameter.words and isinstance(found, str) and found in parameter.words:
+        return parameter.words[found]
     wanted = {"uint32": f"a whole number {least}", "float32": "a number"}.get(parameter.type, "true or false")
-    if parameter.type == "bool":
+    if parameter.words:
+        wanted = f"one of {', '.join(parameter.words)}"
+    elif parameter.type == "bool":
         if isinstance(found, bool):
             return found
     elif (number := finite_number(found)) is not None:

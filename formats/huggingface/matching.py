@@ -38,7 +38,9 @@ def choose_architecture(
     if not answering and (class_name is None or not _is_other_task(class_name)):
         answering = [item for item in known.values() if model_type in item.model_types]
     if answering:
-        return next((item for item in answering if _is_text_model(item, config)), answering[0])
+        named = [item for item in answering if _is_text_model(item, config)] or answering
+        chosen = [item for item in named if _is_chosen(item, config)]
+        return (chosen or [item for item in named if not item.chosen_where] or named)[0]
     raise UnknownArchitectureError(
         f"the class {class_name or '(none)'} with model_type {model_type or '(none)'} is not known; "
         f"known architectures: {', '.join(known)}",
@@ -51,6 +53,14 @@ def _is_text_model(architecture: Architecture, config: Mapping[str, Any]) -> boo
     """Whether it is the architecture of the text model in a configuration of several, whose class says nothing of it."""
     section = config.get(architecture.config_section) if architecture.config_section else None
     return isinstance(section, dict) and section.get("model_type") in architecture.model_types
+
+
+def _is_chosen(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether lists of the configuration say that it is this one of several architectures that share a class."""
+    if not architecture.chosen_where:
+        return False
+    lists = ((config.get(key), words) for key, words in architecture.chosen_where.items())
+    return all(isinstance(found, list) and all(word in words for word in found) for found, words in lists)
 
 
 def is_headless(config: Mapping[str, Any]) -> bool:

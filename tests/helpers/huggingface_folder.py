@@ -141,6 +141,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gptneox": CONFIG | {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "rotary_pct": 0.5},
     "stablelm": CONFIG | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "partial_rotary_factor": 0.5},
     "granite": CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | MULTIPLIERS,
+    "granitehybrid": CONFIG
+    | {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 6,
+        "mamba_n_groups": 2,
+        "num_local_experts": 3,
+        "shared_intermediate_size": 14,
+    }
+    | MULTIPLIERS,
     "granitemoe": CONFIG
     | {
         "architectures": ["GraniteMoeSharedForCausalLM"],

@@ -107,6 +107,10 @@ DELTA_MOE = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }
+MAMBA = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_expand": 2, "shared_intermediate_size": 48,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 _KINDS = {"s": "sliding_attention", "f": "full_attention"}
@@ -223,6 +227,9 @@ CASES = (
     case("qwen35-tied", "Qwen3_5ForCausalLM", **DELTA_NET | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}, rope_parameters=SECTIONS, tie_word_embeddings=True),
     case("qwen35moe", "Qwen3_5MoeForCausalLM", **DELTA_NET, **DELTA_MOE, rope_parameters=SECTIONS),
     case("qwen3next", "Qwen3NextForCausalLM", **DELTA_NET, **DELTA_MOE),
+    case("granitehybrid", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2),
+    case("granitehybrid-dense", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True),
+    case("granitehybrid-attention", "GraniteMoeHybridForCausalLM", **MAMBA | {"layer_types": ["full_attention"] * 4}, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope"),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip

@@ -17,11 +17,14 @@ ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lamb
 
 # Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales
 _LATER = re.compile(
-    r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
+    r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
 )
 
-_OTHER_STEMS = {"linear_attn.dt": "linear_attn.dt_proj"}  # the gguf package lists a module that no checkpoint has
-_WITHOUT_SUFFIX = ("blk.3.ssm_a",)
+_OTHER_STEMS = {
+    "linear_attn.dt": "linear_attn.dt_proj",
+    "mamba.dt": "mamba.dt_proj",
+}  # the gguf package lists a module that no checkpoint has
+_WITHOUT_SUFFIX = ("blk.3.ssm_a", "blk.3.ssm_d")
 
 
 def known_keys() -> set[str]:

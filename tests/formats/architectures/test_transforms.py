@@ -131,6 +131,8 @@ EXAMPLES = (
     Example("split_attention", [(24, 5)], {"heads": 4, "kv_heads": 1}, lambda a: attention_parts(a[0], 4, 1)),
     Example("split_attention", [(32, 3)], {"heads": 4, "kv_heads": 2}, lambda a: attention_parts(a[0], 4, 2)),
     Example("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 3}, lambda a: latent_parts(a[0], 3, 2)),
+    Example("fold", [(12,)], {"rows": 3}, lambda a: [a[0].reshape(3, 4)]),
+    Example("fold", [(5,)], {"rows": 5}, lambda a: [a[0][:, None]]),
     Example("squeeze_kernels", [(6, 1, 4)], {}, lambda a: [a[0][:, 0]]),
     Example("tile_heads", [(17, 3)], {"first": 5, "heads": 6, "groups": 2}, lambda a: [tiled(a[0], 5, 2, 3)]),
     Example("tile_heads", [(17,)], {"first": 5, "heads": 6, "groups": 2}, lambda a: [tiled(a[0], 5, 2, 3)]),
@@ -234,6 +236,17 @@ def test_rates_of_decay_are_negative_and_come_back() -> None:
     assert np.isnan(whole(nothing, np.float32)).all()
 
 
+def test_folded_rates_come_back_to_the_bit_where_they_are_undone() -> None:
+    source = Source((6,), "F32")
+    (found,) = TRANSFORMS["fold_decay"].forward([source.tensor], {"rows": 6})
+    assert found.shape == (6, 1)
+    assert np.array_equal(whole(found, np.float32), -np.exp(source.values)[:, None])
+    (same,) = TRANSFORMS["fold_decay"].inverse([found], {"rows": 6})
+    assert np.array_equal(whole(same, np.float32), source.values)
+    with pytest.raises(ModelError, match="no matrix of 5 rows"):
+        TRANSFORMS["fold_decay"].inverse([found], {"rows": 5})
+
+
 def test_blocks_within_heads_are_moved_whole() -> None:
     encoding = ENCODINGS["Q8_0"]
     rows = encoding.encode(np.random.default_rng(3).standard_normal((4, 192)).astype(np.float32))
@@ -313,6 +326,9 @@ def test_constants_are_read_only_rows() -> None:
         ("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 2}),
         ("split_latent", [(3, 5, 4)], {"heads": 3, "key": 2, "value": 3}),
         ("squeeze_kernels", [(6, 2, 4)], {}),
+        ("fold", [(7,)], {"rows": 2}),
+        ("fold", [(2, 6)], {"rows": 2}),
+        ("fold_decay", [(7,)], {"rows": 6}),
         ("tile_heads", [(16, 3)], {"first": 5, "heads": 6, "groups": 2}),
         ("tile_heads", [(6, 1, 3)], {"first": 0, "heads": 6, "groups": 2}),
         ("tile_columns", [(5, 13)], {"heads": 6, "groups": 3}),

@@ -284,6 +284,7 @@ SCALINGS: dict[str, list[dict[str, Any]]] = {
     ]
     + [{"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}],
     "longrope": [{"short_factor": [1.0, 1.5], "long_factor": [2.0, 6.5]}],
+    "proportional": [{"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.0}, {"factor": 4.0}],
 }
 
 
