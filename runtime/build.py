@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
 from .configuration import Latent
-from .layers import Attention, Block, Dense, Experts, HeadNorm, LatentAttention, Norm
+from .layers import Attention, Block, Dense, Experts, HeadNorm, Indexer, LatentAttention, Norm
 from .place import Place
 from .weights import Linear, Matrix
 
@@ -19,7 +19,7 @@ def build_block(place: Place, index: int) -> Block:
     facts = configuration.facts
     return Block(
         index,
-        _attention(place, prefix, index) if configuration.latent is None else _latent_attention(place, prefix),
+        _attention(place, prefix, index) if configuration.latent is None else _latent_attention(place, prefix, index),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
         _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
@@ -58,7 +58,7 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
     )
 
 
-def _latent_attention(place: Place, prefix: str) -> LatentAttention:
+def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
     configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
     assert latent is not None
     assert rope is not None
@@ -81,6 +81,20 @@ def _latent_attention(place: Place, prefix: str) -> LatentAttention:
         output=place.linear(prefix + "attn_output", hidden, heads * latent.value_size),
         after=_after_attention(place, prefix),
         whole=whole,
+        indexer=_indexer(place, prefix, query_columns, index),
+    )
+
+
+def _indexer(place: Place, prefix: str, query_columns: int, index: int) -> Indexer | None:
+    """Return the indexer of a block; the first one must have one, others may leave the choice to a block before."""
+    sparse, hidden = place.configuration.sparse, place.configuration.hidden
+    if sparse is None or (index and f"{prefix}indexer.attn_k.weight" not in place.model.tensors):
+        return None
+    return Indexer(
+        query=place.linear(prefix + "indexer.attn_q_b", sparse.heads * sparse.size, query_columns),
+        key=place.linear(prefix + "indexer.attn_k", sparse.size, hidden),
+        key_norm=place.norm(prefix + "indexer.k_norm", sparse.size),
+        weights=place.linear(prefix + "indexer.proj", sparse.heads, hidden),
     )
 
 

@@ -21,7 +21,7 @@ from ..formats.getters import get_flag, get_integer, get_number
 from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
 from .temperature import Temperature, read_temperature
 
-__all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
+__all__ = ["Configuration", "Latent", "Routing", "Sparse", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 
@@ -39,6 +39,23 @@ class Latent:
     rank: int
     key_size: int
     value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Sizes of an indexer (see :mod:`.indexer`).
+
+    Attributes:
+        heads: of its queries.
+        size: dimensions of its keys, of which the leading ones are rotated as many as in attention.
+        top: how many positions it chooses.
+        order: how the pairs of rotated dimensions lie.
+    """
+
+    heads: int
+    size: int
+    top: int
+    order: Literal["neox", "interleaved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class Configuration:
         expert_period: of the others, every block whose number, from 1, is a multiple has experts.
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
+        sparse: sizes of the indexer of sparse attention, whose keys are cached behind the latents; None for others.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
     """
@@ -131,6 +149,7 @@ class Configuration:
     expert_period: int
     routing: Routing | None
     latent: Latent | None
+    sparse: Sparse | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
 
@@ -193,6 +212,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     embedding_scale = _multiplier(model, values, "embedding_multiplier")
     scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     parallel = facts.parallel
+    sparse = _sparse(model, facts, values, rope)
     return Configuration(
         architecture=architecture.name,
         facts=facts,
@@ -200,7 +220,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_size=head_size,
+        head_size=head_size + (0 if sparse is None else sparse.size),
         value_size=size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
@@ -222,6 +242,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         expert_period=size("expert_period", 1) or 1,
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
+        sparse=sparse,
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope),
     )
@@ -328,3 +349,16 @@ def _latent(model: Model, values: Values, rope: RopeSettings | None) -> Latent |
             path=model.path,
         )
     return latent
+
+
+def _sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSettings | None) -> Sparse | None:
+    if facts.indexer is None:
+        return None
+    heads, size, top = (int(values.get(name, 0)) for name in ("index_heads", "index_dim", "index_top"))
+    rotated = 0 if rope is None else rope.dimensions
+    if heads < 1 or top < 1 or not 0 < rotated <= size:
+        raise ModelError(
+            f"an indexer of {heads} heads of {size} dimensions, of which {rotated} are rotated, that chooses {top} positions is none",
+            path=model.path,
+        )
+    return Sparse(heads, size, top, facts.indexer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .cache import Cache
@@ -43,7 +43,10 @@ def _unheard(blocks: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all blocks of one pass share; ``passed`` is called whenever so many blocks more are done, halves being attention and feed-forward."""
+    """What all blocks of one pass share; ``passed`` is called whenever so many blocks more are done, halves being attention and feed-forward.
+
+    ``choices`` are the positions that the last block with an indexer has chosen for each sequence, see :mod:`.indexer`.
+    """
 
     configuration: Configuration
     workers: Workers
@@ -51,6 +54,7 @@ class Run:
     hooks: Hooks
     cache: Cache | None
     passed: Callable[[float], None] = _unheard
+    choices: list[NDArray[np.uint8] | None] = field(default_factory=list)
 
 
 def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:
