@@ -27,7 +27,8 @@ GLM = {key: value for key, value in CONFIGS["glm-dsa"].items() if key != "indexe
 
 
 def types_of(model: Model) -> list[int]:
-    return np.asarray(model.metadata["glm-dsa.attention.indexer.types"].value).astype(int).tolist()
+    found: list[int] = np.asarray(model.metadata["glm-dsa.attention.indexer.types"].value).astype(int).tolist()
+    return found
 
 
 @pytest.mark.parametrize(
