@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -78,7 +78,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
             if attention.query_down is not None:
                 chooser = () if attention.indexer is None else (attention.indexer.query,)
                 add(attention.query_down_norm, (attention.query, *chooser), attention.query.matrix.name)
-        elif attention.value.matrix.rows == attention.output.matrix.columns:
+        elif isinstance(attention, Attention) and attention.value is not None and _gives_way(network, attention):
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
             for layer, expert in _feed_forwards(block):
@@ -93,17 +93,32 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     return tuple(it for it in (first, giver.bias) if it is not None)
 
 
-def _reading(attention: Attention | LatentAttention) -> tuple[Linear, ...]:
+def _reading(attention: Attention | LatentAttention | DeltaNet) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
     if isinstance(attention, LatentAttention):
         chooser = () if attention.indexer is None else (attention.indexer.key, attention.indexer.weights)
         return (attention.query if attention.query_down is None else attention.query_down, attention.down, *chooser)
-    return (attention.query, attention.key, attention.value)
+    if isinstance(attention, DeltaNet):
+        return (attention.mixed, attention.gate, *attention.rates)
+    return attention.projections
+
+
+def _gives_way(network: Network, attention: Attention) -> bool:
+    """Whether values can be divided: each of them serves one query head, and no norm follows."""
+    value, normalised = attention.value, network.configuration.facts.normalised_values
+    return value is not None and not normalised and value.matrix.rows == attention.output.matrix.columns
 
 
 def _entering(block: Block) -> tuple[tuple[Linear, ...], str]:
-    """Return the matrices that read a feed-forward's input, and the name of one that meets every token."""
+    """Return the matrices that read a feed-forward's input, and the name of one that meets every token.
+
+    Experts beside a dense feed-forward have another input, which no matrix meets for every token.
+    """
     layer = block.feed_forward
+    if isinstance(layer, Experts) and layer.beside is not None:
+        assert layer.shared is not None
+        own = tuple(it for it in (layer.shared.gate, layer.shared.up) if it is not None)
+        return own, own[0].matrix.name
     always = [layer.router, layer.shared_gate] if isinstance(layer, Experts) else []
     inner = [linear for it, _ in _feed_forwards(block) for linear in (it.gate, it.up)]
     found = tuple(it for it in (*always, *inner) if it is not None)

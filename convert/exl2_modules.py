@@ -170,6 +170,12 @@ def exl2_subject(model: Model, network: Network, context: OpenContext) -> Exl2Su
     model = expert_by_expert(replace(model, tensors=MappingProxyType(fold_scales(model.tensors))), context)
     prepared = prepare_for_huggingface(model, context)
     family = family_of(model, context)
+    if network.configuration.facts.normalised_values:
+        raise ModelError(
+            f"EXL2 cannot hold a model of the architecture {family.architecture.name}, whose values are normalised",
+            path=model.path,
+            remedy=_REMEDY,
+        )
     makers = _Makers(family, prepared, model.path)
     modules = []
     for stage in network_stages(network):
@@ -177,7 +183,7 @@ def exl2_subject(model: Model, network: Network, context: OpenContext) -> Exl2Su
             continue
         attention, feed_forward = stage.block.attention, stage.block.feed_forward
         if stage.part == "attention" and isinstance(attention, Attention):
-            chosen = (attention.query, attention.key, attention.value, attention.output)
+            chosen = (*attention.projections, attention.output)
             linears = tuple(makers.linear(it, place) for place, it in enumerate(chosen))
             modules.append(_module(stage, linears, attention_options()))
         elif stage.part == "feed_forward" and isinstance(feed_forward, Dense):

@@ -21,6 +21,7 @@ from ..formats.base import Model
 from ..runtime.divergence import Summary, compare_logits, concatenate, summarise
 from ..runtime.identity import ModelIdentity, Text, plain
 from ..runtime.layerwise import compare_layers, compare_steps
+from ..runtime.network import has_bound_blocks
 from ..runtime.perplexity import scored_rows
 from ..runtime.weight_check import WeightReport, compare_weights, expected_error
 from ..runtime.windows import Windows, join
@@ -213,6 +214,8 @@ def _locate(source: Subject, result: Subject, windows: Windows, weights: WeightR
     one, other = source.network, result.network
     if len(one.blocks) != len(other.blocks) or one.configuration.hidden != other.configuration.hidden:
         return by_weights
+    if has_bound_blocks(one):
+        return by_weights  # no block runs by itself
     tokens = windows.evaluated[0, :_PROBE_TOKENS].tolist()
     embedded, layers = compare_layers(one, other, tokens)
     embedding = one.embedding.name

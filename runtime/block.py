@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .delta_net import delta_net
 from .elementwise import sigmoid
 from .feed_forward import dense, mixture
 from .latent_attention import latent_attention
-from .layers import Block, Experts, LatentAttention, Norm
+from .layer_inputs import take_up
+from .layers import Beside, Block, DeltaNet, Experts, LatentAttention, Norm
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
@@ -43,7 +45,10 @@ def run_attention(run: Run, block: Block, hidden: Floats) -> None:
 def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's feed-forward to the residual stream, in place. Not for parallel blocks."""
     inputs = _normalised(run, block.feed_forward_norm, hidden)
-    _add(run, block.after, _feed_forward(run, block, inputs), hidden)
+    _add(run, block.after, _feed_forward(run, block, inputs, hidden), hidden)
+    take_up(run, block, hidden)
+    if block.scale is not None:
+        hidden *= block.scale.decode()
     run.passed(0.5)
 
 
@@ -53,21 +58,26 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
     others = inputs if same else _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
     run.passed(0.5)
-    _add(run, block.after, _feed_forward(run, block, others), hidden)
+    _add(run, block.after, _feed_forward(run, block, others, hidden), hidden)
     run.passed(0.5)
 
 
 def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
     if isinstance(block.attention, LatentAttention):
         return latent_attention(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, DeltaNet):
+        return delta_net(run, block.index, block.attention, inputs)
     return self_attention(run, block.index, block.attention, inputs)
 
 
-def _feed_forward(run: Run, block: Block, inputs: Floats) -> Floats:
+def _feed_forward(run: Run, block: Block, inputs: Floats, hidden: Floats) -> Floats:
+    """Return what a feed-forward makes of its normalised ``inputs``; ``hidden`` is the residual stream that they come from."""
     layer, activation = block.feed_forward, run.configuration.facts.activation
     if not isinstance(layer, Experts):
         return dense(run.workers, layer, activation, inputs, run.hooks)
     assert run.configuration.routing is not None
+    if layer.beside is not None:
+        return _experts_beside(run, layer, layer.beside, inputs, hidden)
     result = mixture(run.workers, layer, run.configuration.routing, activation, inputs, run.hooks)
     if layer.shared is not None:
         always = dense(run.workers, layer.shared, activation, inputs, run.hooks)
@@ -77,6 +87,33 @@ def _feed_forward(run: Run, block: Block, inputs: Floats) -> Floats:
             sigmoid(gate)
             always *= gate
         result += always
+    return result
+
+
+def _experts_beside(run: Run, layer: Experts, beside: Beside, inputs: Floats, hidden: Floats) -> Floats:
+    """Return the sum of a dense feed-forward of ``inputs`` and of experts that read ``hidden`` by themselves, each normalised."""
+    configuration, activation = run.configuration, run.configuration.facts.activation
+    assert configuration.routing is not None
+    assert layer.shared is not None
+    routed, plain = np.empty_like(hidden), norm_function(configuration, Norm(None))
+    scale = beside.router_scale.decode() * np.float32(configuration.hidden**-0.5)
+
+    def scaled(rows: slice) -> None:
+        plain(hidden[rows], routed[rows])
+        routed[rows] *= scale
+
+    run.workers.map_rows(scaled, len(hidden))
+    entering = _normalised(run, beside.norm, hidden)
+    result = mixture(run.workers, layer, configuration.routing, activation, entering, run.hooks, routed)
+    always = dense(run.workers, layer.shared, activation, inputs, run.hooks)
+    after, shared_after = norm_function(configuration, beside.after), norm_function(configuration, beside.shared_after)
+
+    def add(rows: slice) -> None:
+        after(result[rows], result[rows])
+        shared_after(always[rows], always[rows])
+        result[rows] += always[rows]
+
+    run.workers.map_rows(add, len(hidden))
     return result
 
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
-from .configuration import Latent
-from .layers import Attention, Block, Dense, Experts, HeadNorm, Indexer, LatentAttention, Norm
+from .configuration import DeltaHeads, Latent
+from .layers import (
+    Attention,
+    Beside,
+    Block,
+    DeltaNet,
+    Dense,
+    Experts,
+    HeadNorm,
+    Indexer,
+    LatentAttention,
+    LayerInput,
+    Norm,
+)
 from .place import Place
-from .weights import Linear, Matrix
+from .weights import Linear, Matrix, Vector
 
 __all__ = ["build_block"]
 
@@ -19,11 +31,22 @@ def build_block(place: Place, index: int) -> Block:
     facts = configuration.facts
     return Block(
         index,
-        _attention(place, prefix, index) if configuration.latent is None else _latent_attention(place, prefix, index),
+        _token_mixer(place, prefix, index),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
         _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
+        _layer_input(place, prefix),
+        place.vector(prefix + "layer_output_scale.weight", 1),
     )
+
+
+def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet:
+    """Return what lets positions see each other; linear attention shows in its tensors."""
+    if place.configuration.latent is not None:
+        return _latent_attention(place, prefix, index)
+    if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
+        return _delta_net(place, prefix, place.configuration.delta_heads)
+    return _attention(place, prefix, index)
 
 
 def _after_attention(place: Place, prefix: str) -> Norm | None:
@@ -33,12 +56,39 @@ def _after_attention(place: Place, prefix: str) -> Norm | None:
     return place.norm_if_there(prefix + _AFTER_ATTENTION, place.configuration.hidden)
 
 
+def _layer_input(place: Place, prefix: str) -> LayerInput | None:
+    if f"{prefix}inp_gate.weight" not in place.model.tensors:
+        return None
+    hidden, width = place.configuration.hidden, place.configuration.layer_input
+    return LayerInput(
+        place.linear(prefix + "inp_gate", width, hidden),
+        place.linear(prefix + "proj", hidden, width),
+        place.norm(prefix + "post_norm", hidden),
+    )
+
+
 def _attention(place: Place, prefix: str, index: int) -> Attention:
     configuration = place.configuration
+    hidden, head, kv_heads = (
+        configuration.hidden,
+        configuration.layer_head_size(index),
+        configuration.layer_kv_heads(index),
+    )
     plain = HeadNorm((Norm(None),)) if configuration.plain_head_norms and configuration.layer_rope(index) else None
-    hidden, head = configuration.hidden, configuration.head_size
-    sizes = (configuration.heads * head, configuration.kv_heads * head, configuration.kv_heads * head)
-    if f"{prefix}attn_qkv.weight" in place.model.tensors:
+    wide = configuration.heads * head
+    asked = 2 * wide if configuration.facts.gated_attention else wide
+    sizes = (asked, kv_heads * head, kv_heads * head)
+    key: Linear | None
+    value: Linear | None
+    if configuration.keys_from(index) != index:
+        query, key, value = place.linear(prefix + "attn_q", sizes[0], hidden), None, None
+        place.ignore(*(f"{prefix}attn_{name}.weight" for name in ("k", "v", "k_norm")))
+    elif configuration.facts.normalised_values and f"{prefix}attn_v.weight" not in place.model.tensors:
+        query, key = (
+            place.linear(prefix + kind, rows, hidden) for kind, rows in zip(("attn_q", "attn_k"), sizes, strict=False)
+        )
+        value = None
+    elif f"{prefix}attn_qkv.weight" in place.model.tensors:
         query, key, value = place.parts(prefix + "attn_qkv", sizes, hidden)
     else:
         query, key, value = (
@@ -50,10 +100,33 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
         query=query,
         key=key,
         value=value,
-        output=place.linear(prefix + "attn_output", hidden, sizes[0]),
+        output=place.linear(prefix + "attn_output", hidden, wide),
         query_norm=plain or place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
-        key_norm=plain or place.head_norm(prefix + "attn_k_norm", configuration.kv_heads, head),
+        key_norm=None if key is None else plain or place.head_norm(prefix + "attn_k_norm", kv_heads, head),
         sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _delta_net(place: Place, prefix: str, heads: DeltaHeads) -> DeltaNet:
+    hidden, values, fused = place.configuration.hidden, heads.values * heads.size, f"{prefix}ssm_ba"
+    channels = 2 * heads.keys * heads.size + values
+    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (channels, None))
+    if f"{fused}.weight" in place.model.tensors:
+        rates: tuple[Linear, ...] = (place.linear(fused, 2 * heads.values, hidden),)
+    else:
+        rates = tuple(place.linear(f"{prefix}ssm_{kind}", heads.values, hidden) for kind in ("beta", "alpha"))
+    decay, steps = (place.tensor(f"{prefix}{name}", (heads.values,)) for name in ("ssm_a", "ssm_dt.bias"))
+    return DeltaNet(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        mixed=place.linear(f"{prefix}attn_qkv", channels, hidden),
+        gate=place.linear(f"{prefix}attn_gate", values, hidden),
+        rates=rates,
+        kernels=Matrix(kernels, 0, channels),
+        decay=Vector(decay, 0, heads.values),
+        step_bias=Vector(steps, 0, heads.values),
+        head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
+        output=place.linear(f"{prefix}ssm_out", hidden, values),
         after=_after_attention(place, prefix),
     )
 
@@ -135,13 +208,38 @@ def _experts(place: Place, prefix: str) -> Experts:
     hidden, count = place.configuration.hidden, place.configuration.experts
     downs = place.stack(prefix + "ffn_down_exps", (count, hidden, None))
     width = downs[0].matrix.columns
-    gates, ups = (place.stack(f"{prefix}ffn_{kind}_exps", (count, width, hidden)) for kind in ("gate", "up"))
+    if f"{prefix}ffn_gate_up_exps.weight" in place.model.tensors:
+        both = [linear.matrix for linear in place.stack(prefix + "ffn_gate_up_exps", (count, 2 * width, hidden))]
+        gates, ups = (tuple(Linear(matrix.window(part, part + width)) for matrix in both) for part in (0, width))
+    else:
+        gates, ups = (place.stack(f"{prefix}ffn_{kind}_exps", (count, width, hidden)) for kind in ("gate", "up"))
+    if f"{prefix}ffn_gate_inp.scale" in place.model.tensors:
+        return _experts_beside(place, prefix, gates, ups, downs)
     return Experts(
         place.linear(prefix + "ffn_gate_inp", count, hidden),
         tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
         place.vector(prefix + "exp_probs_b.bias", count),
         _shared(place, prefix) if f"{prefix}ffn_down_shexp.weight" in place.model.tensors else None,
         _shared_gate(place, f"{prefix}ffn_gate_inp_shexp.weight"),
+    )
+
+
+def _experts_beside(
+    place: Place, prefix: str, gates: tuple[Linear, ...], ups: tuple[Linear, ...], downs: tuple[Linear, ...]
+) -> Experts:
+    """Return experts beside a dense feed-forward, each with norms of its own."""
+    hidden, count = place.configuration.hidden, place.configuration.experts
+    return Experts(
+        place.linear(prefix + "ffn_gate_inp", count, hidden),
+        tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
+        shared=_dense(place, prefix),
+        beside=Beside(
+            norm=place.norm(prefix + "pre_ffw_norm_2", hidden),
+            router_scale=Vector(place.tensor(prefix + "ffn_gate_inp.scale", (hidden,)), 0, hidden),
+            weights=place.vector(prefix + "ffn_down_exps.scale", count),
+            after=place.norm(prefix + "post_ffw_norm_2", hidden),
+            shared_after=place.norm(prefix + "post_ffw_norm_1", hidden),
+        ),
     )
 
 

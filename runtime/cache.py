@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    State = tuple[Floats, ...]
 
 __all__ = ["CACHE_TYPES", "BlockCache", "Cache", "FloatCache", "make_cache"]
 
@@ -28,7 +30,10 @@ _TASK_NUMBERS = 1 << 17  # that one thread encodes or decodes at a time: some te
 
 
 class Cache(Protocol):
-    """Holds keys (after rotation) and values per block and sequence. A pass calls :meth:`extend` in every block, then :meth:`advance` once."""
+    """Holds keys (after rotation) and values per block and sequence, or what blocks with a memory of fixed size remember.
+
+    A pass calls :meth:`extend`, or :meth:`recall` and :meth:`remember`, in every block, then :meth:`advance` once.
+    """
 
     def length(self, sequence: int) -> int:
         """Return how many positions of a sequence are held."""
@@ -47,12 +52,24 @@ class Cache(Protocol):
         """
         ...
 
+    def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
+        """Return the keys and values of all positions of a layer once more, the ``count`` that it was given in this pass included."""
+        ...
+
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers of the :meth:`length` positions, not to be written to; None at the beginning."""
+        ...
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions; it counts from :meth:`advance` on."""
+        ...
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
         ...
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on, and return how many are left: fewer where blocks remember all positions in one."""
         ...
 
 
@@ -65,13 +82,9 @@ class FloatCache:
     """
 
     def __init__(self, configuration: Configuration, capacities: Sequence[int]) -> None:
-        widths = configuration.head_size, configuration.value_size
         self._held = [
-            [
-                tuple(np.empty((configuration.kv_heads, capacity, width), np.float32) for width in widths)
-                for capacity in capacities
-            ]
-            for _ in range(configuration.layers)
+            [tuple(np.empty((heads, capacity, width), np.float32) for width in widths) for capacity in capacities]
+            for heads, widths in map(_shape, repeat(configuration), range(configuration.layers))
         ]
         self._places = _Places(capacities)
 
@@ -92,13 +105,27 @@ class FloatCache:
         held_keys[:, start:stop], held_values[:, start:stop] = keys, values
         return held_keys[:, :stop], held_values[:, :stop]
 
+    def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
+        """Return views of the keys and values of a layer, those of the ``count`` newest positions included."""
+        held_keys, held_values = self._held[layer][sequence]
+        stop = self._places.lengths[sequence] + count
+        return held_keys[:, :stop], held_values[:, :stop]
+
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers, None at the beginning."""
+        return self._places.states[sequence].get(layer)
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions."""
+        self._places.coming[sequence][layer] = state
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
-        self._places.lengths[sequence] += count
+        self._places.advance(sequence, count)
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
-        self._places.truncate(sequence, length)
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on; return how many are left."""
+        return self._places.truncate(sequence, length)
 
 
 class BlockCache:
@@ -115,8 +142,8 @@ class BlockCache:
     """
 
     def __init__(self, configuration: Configuration, capacities: Sequence[int], encoding: Encoding) -> None:
-        widths = configuration.head_size, configuration.value_size
-        unfit = next((width for width in widths if not encoding.fits(width)), None)
+        shapes = [_shape(configuration, layer) for layer in range(configuration.layers)]
+        unfit = next((width for _, widths in shapes for width in widths if not encoding.fits(width)), None)
         if unfit is not None:
             raise UsageError(
                 f"a head of {unfit} dimensions is no whole number of blocks of {encoding.block_size}, "
@@ -125,18 +152,14 @@ class BlockCache:
             )
         self._held = [
             [
-                tuple(
-                    np.empty((configuration.kv_heads, capacity, encoding.row_bytes(width)), np.uint8)
-                    for width in widths
-                )
+                tuple(np.empty((heads, capacity, encoding.row_bytes(width)), np.uint8) for width in widths)
                 for capacity in capacities
             ]
-            for _ in range(configuration.layers)
+            for heads, widths in shapes
         ]
-        self._seen = [
-            tuple(np.empty((configuration.kv_heads, capacity, width), np.float32) for width in widths)
-            for capacity in capacities
-        ]
+        self._shapes = shapes
+        largest = [max(heads * widths[part] for heads, widths in shapes) for part in range(2)]
+        self._seen = [tuple(np.empty(size * capacity, np.float32) for size in largest) for capacity in capacities]
         self._places = _Places(capacities)
         self._encoding = encoding
 
@@ -156,7 +179,27 @@ class BlockCache:
         Raises UsageError where they do not fit, ModelError where they are not finite or beyond what a block can hold.
         """
         start, stop = self._places.next(sequence, keys.shape[1])
-        held, seen = self._held[layer][sequence], self._seen[sequence]
+        return self._take(layer, sequence, keys, values, start, stop, workers)
+
+    def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
+        """Return the keys and values of a layer, decoded once more, until the next call for this sequence."""
+        stop = self._places.lengths[sequence] + count
+        heads, widths = self._shapes[layer]
+        none = [np.empty((heads, 0, width), np.float32) for width in widths]
+        return self._take(layer, sequence, none[0], none[1], stop, stop, workers)
+
+    def _take(
+        self,
+        layer: int,
+        sequence: int,
+        keys: Floats,
+        values: Floats,
+        start: int,
+        stop: int,
+        workers: Workers | None,
+    ) -> tuple[Floats, Floats]:
+        """Hold what is new, and decode the positions before ``stop``."""
+        held, seen = self._held[layer][sequence], self._decoded(layer, sequence)
 
         def take(task: tuple[int, slice, slice]) -> None:
             """Encode what is new of some positions of some heads, and decode all of them."""
@@ -183,6 +226,15 @@ class BlockCache:
             workers.map(take, tasks)
         return seen[0][:, :stop], seen[1][:, :stop]
 
+    def _decoded(self, layer: int, sequence: int) -> tuple[Floats, Floats]:
+        """Return the memory for decoded keys and values, float32 (kv heads, capacity, size), which all layers use in turn."""
+        (heads, widths), capacity = self._shapes[layer], self._places.capacities[sequence]
+        keys, values = (
+            whole[: heads * capacity * width].reshape(heads, capacity, width)
+            for whole, width in zip(self._seen[sequence], widths, strict=True)
+        )
+        return keys, values
+
     def _decode(self, held: NDArray[np.uint8], out: Floats) -> None:
         rows = np.ascontiguousarray(held.reshape(-1, held.shape[2]))
         if out.flags.c_contiguous:  # of one head
@@ -198,13 +250,28 @@ class BlockCache:
                 remedy="With --cache-type f32 an error names the place if a weight is damaged.",
             )
 
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers, None at the beginning."""
+        return self._places.states[sequence].get(layer)
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions."""
+        self._places.coming[sequence][layer] = state
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
-        self._places.lengths[sequence] += count
+        self._places.advance(sequence, count)
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
-        self._places.truncate(sequence, length)
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on; return how many are left."""
+        return self._places.truncate(sequence, length)
+
+
+def _shape(configuration: Configuration, layer: int) -> tuple[int, tuple[int, int]]:
+    """Return the heads of a layer's keys and values, and the dimensions of either; no heads where it reads those of another layer."""
+    own = configuration.keys_from(layer) == layer
+    sizes = configuration.layer_head_size(layer), configuration.layer_value_size(layer)
+    return configuration.layer_kv_heads(layer) if own else 0, sizes
 
 
 def _slices(count: int, step: int) -> list[slice]:
@@ -221,11 +288,16 @@ def make_cache(configuration: Configuration, capacities: Sequence[int], kind: st
 
 
 class _Places:
-    """How many positions of each sequence a cache holds and can hold."""
+    """How many positions of each sequence a cache holds and can hold, and what blocks remember of them, by block.
+
+    What blocks remember behind a pass that was interrupted is no use to any other: it is ``coming`` until the pass is done.
+    """
 
     def __init__(self, capacities: Sequence[int]) -> None:
         self.capacities = tuple(capacities)
         self.lengths = [0 for _ in capacities]
+        self.states: list[dict[int, State]] = [{} for _ in capacities]
+        self.coming: list[dict[int, State]] = [{} for _ in capacities]
 
     def next(self, sequence: int, count: int) -> tuple[int, int]:
         """Return the first of ``count`` new positions and the one behind the last; raises UsageError where they do not fit."""
@@ -237,8 +309,17 @@ class _Places:
             )
         return start, start + count
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Shorten a sequence to ``length``; raises UsageError where that is not shorter."""
+    def advance(self, sequence: int, count: int) -> None:
+        self.lengths[sequence] += count
+        self.states[sequence] |= self.coming[sequence]
+        self.coming[sequence] = {}
+
+    def truncate(self, sequence: int, length: int) -> int:
+        """Shorten a sequence to ``length``, or to nothing where blocks remember more; raises UsageError where that is not shorter."""
         if not 0 <= length <= self.lengths[sequence]:
             raise UsageError(f"{self.lengths[sequence]} positions cannot be cut to {length}")
+        self.coming[sequence] = {}
+        if self.states[sequence] and length < self.lengths[sequence]:
+            self.states[sequence], length = {}, 0
         self.lengths[sequence] = length
+        return length

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from ..errors import ModelError, UnknownArchitectureError
@@ -18,12 +19,14 @@ from ..formats.architectures import (
 )
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
+from ..formats.huggingface.out.values import recover_values
 from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
 from .temperature import Temperature, read_temperature
 
-__all__ = ["Configuration", "Latent", "Routing", "Sparse", "read_configuration"]
+__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "Sparse", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
+Layered = Mapping[str, tuple[int | float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,23 @@ class Sparse:
     size: int
     top: int
     order: Literal["neox", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaHeads:
+    """Heads of linear attention by the gated delta rule (arXiv:2412.06464).
+
+    Attributes:
+        keys: heads of queries and keys.
+        values: heads of values, each with a memory of its own; so many share a key head.
+        size: dimensions of a head.
+        tiled: whether value head v reads key head v modulo ``keys``, or neighbours share one.
+    """
+
+    keys: int
+    values: int
+    size: int
+    tiled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +113,9 @@ class Configuration:
         layers: number of blocks.
         hidden: width of the residual stream.
         heads: query heads.
-        kv_heads: key and value heads; each serves ``heads // kv_heads`` query heads.
-        head_size: dimensions of a head's queries and keys.
-        value_size: dimensions of a head's values.
+        kv_heads: key and value heads, the most of any layer; each serves ``heads // kv_heads`` query heads.
+        head_size: dimensions of a head's queries and keys, the most of any layer.
+        value_size: dimensions of a head's values, the most of any layer.
         context: the context that the model was trained for.
         epsilon: added to variances in norms.
         parallel: whether attention and feed-forward both read a block's input.
@@ -117,8 +137,11 @@ class Configuration:
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         sparse: sizes of the indexer of sparse attention, whose keys are cached behind the latents; None for others.
+        delta_heads: those of layers with linear attention, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
+        layer_input: width of what every block learns of a token by itself, 0: there is no such input.
+        layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
     """
 
     architecture: str
@@ -150,8 +173,11 @@ class Configuration:
     routing: Routing | None
     latent: Latent | None
     sparse: Sparse | None
+    delta_heads: DeltaHeads | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
+    layer_input: int = 0
+    layered: Layered = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def experts_used(self) -> int:
@@ -162,8 +188,34 @@ class Configuration:
         """Whether a layer (counted from 0) has experts."""
         return self.routing is not None and layer >= self.dense_layers and (layer + 1) % self.expert_period == 0
 
+    def layer_kv_heads(self, layer: int) -> int:
+        """Return the key and value heads of a layer (counted from 0)."""
+        return self._own("kv_heads", layer, self.kv_heads)
+
+    def layer_head_size(self, layer: int) -> int:
+        """Return the dimensions of a head's queries and keys in a layer (counted from 0)."""
+        return self._own("head_dim", layer, self.head_size)
+
+    def layer_value_size(self, layer: int) -> int:
+        """Return the dimensions of a head's values in a layer (counted from 0)."""
+        usual = self.layer_head_size(layer) if "head_dim" in self.layered else self.value_size
+        return self._own("value_dim", layer, usual)
+
+    def keys_from(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer (counted from 0) reads: itself, or one before it."""
+        return self._own("keys_from", layer, layer)
+
+    def lends_keys(self, layer: int) -> bool:
+        """Whether a later layer reads the keys and values of this one (counted from 0)."""
+        return layer in self.layered.get("keys_from", ())[layer + 1 :]
+
+    def _own(self, name: str, layer: int, usual: int) -> int:
+        return int(self.layered[name][layer]) if name in self.layered else usual
+
     def layer_window(self, layer: int) -> int | None:
         """Return how many positions a layer (counted from 0) sees, None for all."""
+        if self.window and "sliding" in self.layered:
+            return self.window if self.layered["sliding"][layer] else None
         if not self.window or not self.sliding_period or (layer + 1) % self.sliding_period == 0:
             return None
         return self.window
@@ -191,7 +243,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
             path=model.path,
             remedy="Convert and quantize it as any other; measure it with a program that runs such models, llama.cpp for one.",
         )
-    values = _hyper_parameters(model, architecture)
+    values, layered = _hyper_parameters(model, architecture)
 
     def size(name: str, default: int | None = None) -> int:
         value = values.get(name, default)
@@ -200,15 +252,17 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         return value
 
     heads, hidden = size("heads"), size("hidden")
-    kv_heads = size("kv_heads", heads)
-    head_size = size("head_dim", hidden // heads)
-    if not kv_heads or heads % kv_heads or not head_size:
-        raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    all_kv_heads = layered.get("kv_heads") or (size("kv_heads", heads),)
+    head_sizes = layered.get("head_dim") or (size("head_dim", hidden // heads),)
+    for kv_heads in all_kv_heads:
+        if not kv_heads or heads % kv_heads or not min(head_sizes):
+            raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    head_size = int(max(head_sizes))
     experts = size("experts", 0)
     epsilon = values.get("epsilon")
     if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
         raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
-    rope = read_rope(model, architecture, head_size, size("context", 0))
+    rope = read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
     embedding_scale = _multiplier(model, values, "embedding_multiplier")
     scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     parallel = facts.parallel
@@ -219,9 +273,9 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         layers=size("layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=int(max(all_kv_heads)),
         head_size=head_size + (0 if sparse is None else sparse.size),
-        value_size=size("value_dim", head_size),
+        value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
         parallel=parallel if isinstance(parallel, bool) else parallel.holds(values),
@@ -243,9 +297,19 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
         sparse=sparse,
+        delta_heads=_delta_heads(model, facts, values),
         rope=rope,
-        local_rope=read_local_rope(model, architecture, rope),
+        local_rope=read_local_rope(model, architecture, rope, values),
+        layer_input=size("layer_input", 0),
+        layered=MappingProxyType(layered),
     )
+
+
+def _rotated_size(architecture: Architecture, values: Values, head_size: int) -> int:
+    """Return the size of heads that rotary positions count on: those of layers that see everything, where layers differ."""
+    if not architecture.per_layer or architecture.rope is None:
+        return head_size
+    return architecture.rope.dimensions.evaluate(values)
 
 
 def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
@@ -270,8 +334,19 @@ def _bears(model: Model, name: str, mark: Mark) -> bool:
     return (get_integer(model.metadata, f"{name}.{mark.key}", model.path) or 0) >= mark.at_least
 
 
-def _hyper_parameters(model: Model, architecture: Architecture) -> dict[str, bool | int | float]:
-    """Return values by the names that expressions use: from metadata, else the description's default."""
+def _hyper_parameters(model: Model, architecture: Architecture) -> tuple[Values, Layered]:
+    """Return values by the names that expressions use, and those that differ from layer to layer."""
+    if not architecture.per_layer:
+        return _model_values(model, architecture), {}
+    found = recover_values(architecture, model)
+    return (
+        {name: value for name, value in found.items() if not isinstance(value, tuple)},
+        {name: value for name, value in found.items() if isinstance(value, tuple)},
+    )
+
+
+def _model_values(model: Model, architecture: Architecture) -> Values:
+    """Return values of the whole model: from metadata, else the description's default."""
     values: dict[str, bool | int | float] = {}
     for parameter in architecture.hyper_parameters:
         if parameter.recovered is not None:
@@ -362,3 +437,12 @@ def _sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSetting
             path=model.path,
         )
     return Sparse(heads, size, top, facts.indexer)
+
+
+def _delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHeads | None:
+    if facts.value_heads is None:
+        return None
+    keys, heads, size = (int(values.get(name, 0)) for name in ("key_groups", "value_heads", "state"))
+    if keys < 1 or heads < 1 or heads % keys or size < 1:
+        raise ModelError(f"{heads} value heads of {size} dimensions cannot share {keys} key heads", path=model.path)
+    return DeltaHeads(keys, heads, size, facts.value_heads == "tiled")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "soft_cap", "softmax"]
+__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "silu", "soft_cap", "softmax"]
 
 Floats = NDArray[np.float32]
 

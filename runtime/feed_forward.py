@@ -43,14 +43,26 @@ def dense(workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks
 
 
 def mixture(
-    workers: Workers, layer: Experts, routing: Routing, activation: str, inputs: Floats, hooks: Hooks
+    workers: Workers,
+    layer: Experts,
+    routing: Routing,
+    activation: str,
+    inputs: Floats,
+    hooks: Hooks,
+    routed_by: Floats | None = None,
 ) -> Floats:
-    """Return float32 (n, hidden): what each token's experts make of it, weighted and summed. Only experts with tokens are read."""
-    hooks.collect([layer.router.matrix], inputs)
-    logits = product(workers, inputs, layer.router)
+    """Return float32 (n, hidden): what each token's experts make of it, weighted and summed. Only experts with tokens are read.
+
+    The router reads ``routed_by``, ``inputs`` where None.
+    """
+    routed_by = inputs if routed_by is None else routed_by
+    hooks.collect([layer.router.matrix], routed_by)
+    logits = product(workers, routed_by, layer.router)
     hooks.report(layer.router.matrix.name, logits)
     chosen, weights = choose_experts(logits, routing, None if layer.choice_bias is None else layer.choice_bias.decode())
 
+    if layer.beside is not None and layer.beside.weights is not None:
+        weights *= layer.beside.weights.decode()[chosen]
     parts = _shares(chosen, len(layer.experts))
     experts = [layer.experts[part.expert] for part in parts]
     shares = [weights[part.rows, part.places][:, None] for part in parts]

@@ -15,6 +15,7 @@ from .cache import Cache
 from .head import Logits, yield_logits
 from .hooks import Collector, Hooks, Trace
 from .latent_attention import HEADS_AT_ONCE
+from .layer_inputs import layer_inputs, look_up
 from .layers import Block, Experts
 from .network import Network
 from .rope import rope_table
@@ -43,7 +44,6 @@ LOGIT_BLOCK_BYTES = 256 << 20
 """Largest array of logits that :func:`forward` yields, unless told otherwise."""
 
 _LARGEST = 1e17  # a sum of squares of some thousand such numbers still fits float32
-_NEARBY_ROWS = 8  # embeddings of tokens this close are read in one go
 
 
 def forward(
@@ -90,6 +90,8 @@ def forward(
             parts = len(network.blocks) + 1  # the output counts as a block
             run = replace(run, passed=lambda blocks: progress(blocks / parts))
         hidden = embed(network, tokens, run.hooks)
+        if network.layer_embedding is not None:
+            run = replace(run, layer_inputs=layer_inputs(run, network.layer_embedding, tokens, hidden))
         _run_blocks(network, run, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
@@ -124,8 +126,16 @@ def activation_bytes(network: Network, tokens: int) -> int:
         latent = configuration.latent
         heads = configuration.heads * (latent.key_size + 2 * latent.value_size)
         heads += 3 * configuration.head_size + 2 * HEADS_AT_ONCE * latent.rank
+    if (delta := configuration.delta_heads) is not None:
+        heads = max(heads, delta.size * (4 * delta.keys + 4 * delta.values))
     widths = [_width(network, block) for block in network.blocks]
-    return 4 * tokens * (3 * configuration.hidden + max(heads, 2 * max(widths)))
+    own = 2 * configuration.layers * configuration.layer_input
+    lent = sum(
+        2 * configuration.layer_kv_heads(layer) * configuration.layer_head_size(layer)
+        for layer in range(configuration.layers)
+        if configuration.lends_keys(layer)
+    )
+    return 4 * tokens * (3 * configuration.hidden + own + lent + max(heads, 2 * max(widths)))
 
 
 def _width(network: Network, block: Block) -> int:
@@ -199,12 +209,7 @@ def _divisors(network: Network, length: int) -> Floats | None:
 def embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -> Floats:
     """Return float32 (rows, hidden): the embeddings of all tokens, learned positions added."""
     configuration, embedding = network.configuration, network.embedding
-    unique, inverse = np.unique(np.concatenate(tokens), return_inverse=True)
-    gathered = np.empty((len(unique), configuration.hidden), np.float32)
-    for near in np.split(np.arange(len(unique)), np.nonzero(np.diff(unique) > _NEARBY_ROWS)[0] + 1):
-        first, last = int(unique[near[0]]), int(unique[near[-1]])
-        gathered[near] = embedding.rows(first, last + 1)[unique[near] - first]
-    hidden: Floats = gathered[inverse]
+    hidden = look_up(embedding, tokens)
     if configuration.embedding_scale != 1:
         hidden *= np.float32(configuration.embedding_scale)
     if network.positions is not None:

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 from .weights import Linear, Matrix, Vector
 
-__all__ = ["Attention", "Block", "Dense", "Experts", "HeadNorm", "Indexer", "LatentAttention", "Norm"]
+__all__ = [
+    "Attention",
+    "Beside",
+    "Block",
+    "DeltaNet",
+    "Dense",
+    "Experts",
+    "HeadNorm",
+    "Indexer",
+    "LatentAttention",
+    "LayerInput",
+    "Norm",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +43,9 @@ class Attention:
 
     Attributes:
         norm: of the block's input, None where it is read as it is.
-        query: (heads * head size, hidden).
-        key: (kv heads * head size, hidden).
-        value: (kv heads * head size, hidden).
+        query: (heads * head size, hidden); twice as many rows in families with gated attention: each head's queries, then its gate.
+        key: (kv heads * head size, hidden); None where the block reads the keys and values of another.
+        value: (kv heads * head size, hidden); None where values are what the keys' projection gives.
         output: (hidden, heads * head size).
         query_norm: of the heads of queries.
         key_norm: of the heads of keys.
@@ -43,13 +55,18 @@ class Attention:
 
     norm: Norm | None
     query: Linear
-    key: Linear
-    value: Linear
+    key: Linear | None
+    value: Linear | None
     output: Linear
     query_norm: HeadNorm | None = None
     key_norm: HeadNorm | None = None
     sinks: Vector | None = None
     after: Norm | None = None
+
+    @property
+    def projections(self) -> tuple[Linear, ...]:
+        """What reads the block's input: of queries, keys and values those that there are."""
+        return tuple(linear for linear in (self.query, self.key, self.value) if linear is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +120,75 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Projections of linear attention by the gated delta rule (arXiv:2412.06464), see :class:`~.configuration.DeltaHeads`.
+
+    Attributes:
+        norm: of the block's input.
+        mixed: (channels, hidden): queries and keys of all key heads, then values.
+        gate: (value heads * size, hidden).
+        rates: (value heads, hidden) each: how much is corrected, and how far a head steps; or both in one, for each key head those of its value heads.
+        kernels: (channels, length) of the convolution.
+        decay: a negative number for every value head.
+        step_bias: added to steps.
+        head_norm: of what every head reads.
+        output: (hidden, value heads * size).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    mixed: Linear
+    gate: Linear
+    rates: tuple[Linear, ...]
+    kernels: Matrix
+    decay: Vector
+    step_bias: Vector
+    head_norm: Norm
+    output: Linear
+    after: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dense:
     """A feed-forward: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate."""
 
     gate: Linear | None
     up: Linear
     down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Experts that read the residual stream by themselves, as Gemma 4's do.
+
+    Attributes:
+        norm: of what the experts read.
+        router_scale: the router reads the stream normalised without weights, times this, over the root of its width.
+        weights: the weight of each expert in a token's sum is multiplied by its own.
+        after: of the experts' result.
+        shared_after: of the shared feed-forward's result.
+    """
+
+    norm: Norm
+    router_scale: Vector
+    weights: Vector | None
+    after: Norm
+    shared_after: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInput:
+    """How a block takes up what its tokens mean to it alone.
+
+    Attributes:
+        gate: (width, hidden): of the residual stream; activated, it is multiplied by the block's input of the token.
+        projection: (hidden, width).
+        after: of the result, which is added to the stream.
+    """
+
+    gate: Linear
+    projection: Linear
+    after: Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +201,7 @@ class Experts:
         choice_bias: added to the router's scores for the choice of experts alone.
         shared: a feed-forward for every token beside those of its experts.
         shared_gate: (1, hidden): the shared one's result is multiplied by the sigmoid of this.
+        beside: what is done where experts read the residual stream by themselves, beside the shared feed-forward; None: they read what that reads.
     """
 
     router: Linear
@@ -128,14 +209,17 @@ class Experts:
     choice_bias: Vector | None = None
     shared: Dense | None = None
     shared_gate: Linear | None = None
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer. ``index`` counts from 0; ``after`` normalises the feed-forward's result."""
+    """One layer. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the stream is multiplied by ``scale``."""
 
     index: int
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | DeltaNet
     feed_forward_norm: Norm | None
     feed_forward: Dense | Experts
     after: Norm | None
+    layer_input: LayerInput | None = None
+    scale: Vector | None = None

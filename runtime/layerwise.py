@@ -16,7 +16,7 @@ from ..formats.base import Tensor
 from ..quantizers.catalog import BUILT_IN
 from .forward import forward
 from .layers import Block
-from .network import Network
+from .network import Network, refuse_bound_blocks
 from .weights import Linear, Matrix
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def compare_layers(source: Network, result: Network, tokens: Sequence[int]) -> t
 
     The models must have the same number of blocks and the same width. Memory: the residual stream behind every block of the source.
     """
+    refuse_bound_blocks(source, "compared block by block")
     states: list[Floats] = []
     drifts: list[float] = []
     _walk(source, tokens, lambda values: states.append(values.copy()))
@@ -73,6 +74,7 @@ def compare_layers(source: Network, result: Network, tokens: Sequence[int]) -> t
 
 def compare_steps(source: Network, result: Network, tokens: Sequence[int], layer: int) -> list[StepDifference]:
     """Return how the results of a block's tensors differ, in the order of the pass, where both blocks get the source's input."""
+    refuse_bound_blocks(source, "compared block by block")
     states: list[Floats] = []
     _walk(replace(source, blocks=source.blocks[:layer]), tokens, lambda values: states.append(values.copy()))
     one, other = (_run_block(network, network.blocks[layer], states[layer]) for network in (source, result))

@@ -10,16 +10,18 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelError
 from ..formats.architectures import Architecture
 from ..formats.base import Model, Tensor
 from ..formats.scales import fold_scales
 from .build import build_block
 from .configuration import Configuration, read_configuration
+from .layer_inputs import LayerEmbedding
 from .layers import Block, Norm
 from .place import Place
 from .weights import Linear, Matrix
 
-__all__ = ["Network", "load_network"]
+__all__ = ["Network", "has_bound_blocks", "load_network", "refuse_bound_blocks"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Network:
         rope_divisors: float32 (rotated / 2,), what each pair's frequency is divided by (llama3), or None.
         long_divisors: the same for sequences beyond the original context (longrope), or None.
         short_divisors: the same for others.
+        layer_embedding: where every block's own input of a token comes from, or None.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Network:
     rope_divisors: NDArray[np.float32] | None = None
     long_divisors: NDArray[np.float32] | None = None
     short_divisors: NDArray[np.float32] | None = None
+    layer_embedding: LayerEmbedding | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -83,6 +87,39 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
         rope_divisors=place.table("rope_freqs.weight", rotated),
         long_divisors=place.table("rope_factors_long.weight", rotated),
         short_divisors=place.table("rope_factors_short.weight", rotated),
+        layer_embedding=_layer_embedding(place, vocabulary) if configuration.layer_input else None,
     )
     place.refuse_rest()
     return network
+
+
+def has_bound_blocks(network: Network) -> bool:
+    """Whether blocks read more than the residual stream before them: inputs of their own, or keys and values of another block."""
+    return network.layer_embedding is not None or _lends_keys(network)
+
+
+def _lends_keys(network: Network) -> bool:
+    return any(map(network.configuration.lends_keys, range(network.configuration.layers)))
+
+
+def refuse_bound_blocks(network: Network, what: str) -> None:
+    """Raise ModelError, saying that the model cannot be ``what``, where :func:`has_bound_blocks`."""
+    if not has_bound_blocks(network):
+        return
+    own = "every block has an input of its own for each token"
+    reason = "blocks read keys and values of others" if _lends_keys(network) else own
+    raise ModelError(
+        f"a model of the architecture {network.configuration.architecture} whose {reason} cannot be {what}",
+        path=network.path,
+        remedy="Use what runs the model as a whole: an importance matrix (qconv imatrix), and a GGUF type.",
+    )
+
+
+def _layer_embedding(place: Place, vocabulary: int) -> LayerEmbedding:
+    configuration = place.configuration
+    width = configuration.layers * configuration.layer_input
+    return LayerEmbedding(
+        place.tensor("per_layer_token_embd.weight", (vocabulary, width)),
+        place.linear("per_layer_model_proj", width, configuration.hidden),
+        place.norm("per_layer_proj_norm", configuration.layer_input),
+    )

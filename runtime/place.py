@@ -111,6 +111,10 @@ class Place:
             raise ShapeError("rotary factors must be positive numbers", path=self.model.path, tensor=name)
         return values
 
+    def ignore(self, *names: str) -> None:
+        """Take it that tensors of these names, where they are there, are of no use."""
+        self.used.update(names)
+
     def refuse_rest(self) -> None:
         """Raise UnmappedTensorError for tensors that nobody looked up."""
         rest = [name for name in self.model.tensors if name not in self.used]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ModelError
 from ..formats.architectures import Architecture
 from ..formats.base import Model
-from ..formats.getters import get_number, get_string
+from ..formats.getters import get_integer, get_number, get_string
 
 __all__ = ["RopeSettings", "logit_multiplier", "read_local_rope", "read_rope"]
 
@@ -85,12 +86,25 @@ def read_rope(model: Model, architecture: Architecture, head_size: int, context:
     )
 
 
-def read_local_rope(model: Model, architecture: Architecture, rope: RopeSettings | None) -> RopeSettings | None:
-    """Return the settings of layers with a sliding window where they differ from ``rope``, else None."""
-    if rope is None or architecture.rope is None or architecture.rope.local_theta is None:
+def read_local_rope(
+    model: Model, architecture: Architecture, rope: RopeSettings | None, values: Mapping[str, object]
+) -> RopeSettings | None:
+    """Return the settings of layers with a sliding window where they differ from ``rope``, else None; raises ModelError for absurd ones.
+
+    ``values`` are the hyper-parameters, which tell the size of these layers' heads where that differs.
+    """
+    described = architecture.rope
+    if rope is None or described is None or described.local_theta is None:
         return None
     theta = get_number(model.metadata, f"{architecture.gguf}.rope.freq_base_swa", model.path)
-    return RopeSettings(rope.order, rope.dimensions, architecture.rope.local_theta if theta is None else float(theta))
+    dimensions = rope.dimensions
+    if described.local_dimensions is not None:
+        size = described.local_dimensions.evaluate(values)
+        stated = get_integer(model.metadata, f"{architecture.gguf}.rope.dimension_count_swa", model.path)
+        dimensions = size if stated is None else stated
+        if dimensions % 2 or not 0 < dimensions <= size:
+            raise ModelError(f"{dimensions} of {size} dimensions of a head cannot be rotated", path=model.path)
+    return RopeSettings(rope.order, dimensions, described.local_theta if theta is None else float(theta))
 
 
 def logit_multiplier(model: Model, architecture: Architecture, rope: RopeSettings | None) -> float:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Floats = NDArray[np.float32]
+
 __all__ = ["Run", "Span", "query_tasks"]
 
 _TASK_QUERIES = 1024  # positions of one attention task: long sequences are several tasks per head
@@ -43,9 +45,18 @@ def _unheard(blocks: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all blocks of one pass share; ``passed`` is called whenever so many blocks more are done, halves being attention and feed-forward.
+    """What all blocks of one pass share.
 
-    ``choices`` are the positions that the last block with an indexer has chosen for each sequence, see :mod:`.indexer`.
+    Attributes:
+        configuration: of the model.
+        workers: threads.
+        spans: where the sequences lie.
+        hooks: of the run.
+        cache: what is known of earlier positions, and takes up these; None: sequences begin here.
+        passed: called whenever so many blocks more are done, halves being attention and feed-forward.
+        lent: without a cache, keys and values of blocks that later ones read: one pair (kv heads, positions, size) per sequence.
+        layer_inputs: float32 (rows, layers, width): what every block learns of a token by itself, in models that have that.
+        choices: the positions that the last block with an indexer has chosen for each sequence, see :mod:`.indexer`.
     """
 
     configuration: Configuration
@@ -54,6 +65,8 @@ class Run:
     hooks: Hooks
     cache: Cache | None
     passed: Callable[[float], None] = _unheard
+    lent: dict[int, list[tuple[Floats, Floats]]] = field(default_factory=dict)
+    layer_inputs: Floats | None = None
     choices: list[NDArray[np.uint8] | None] = field(default_factory=list)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .attention import attend
-from .layers import Attention, HeadNorm
+from .elementwise import sigmoid
+from .layers import Attention, HeadNorm, Norm
 from .norms import head_norms, norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
@@ -28,17 +29,30 @@ __all__ = ["self_attention"]
 
 def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Floats:
     """Return float32 (rows, hidden): what the attention of block ``index`` makes of ``inputs``, before a norm that may follow."""
-    projections = (layer.query, layer.key, layer.value)
+    projections = layer.projections
     run.hooks.collect([linear.matrix for linear in projections], inputs)
-    queries, keys, values = products(run.workers, [(inputs, linear) for linear in projections])
-    for linear, result in zip(projections, (queries, keys, values), strict=True):
+    results = products(run.workers, [(inputs, linear) for linear in projections])
+    for linear, result in zip(projections, results, strict=True):
         run.hooks.report(linear.matrix.name, result, linear.matrix.first)
+    gate = None
+    if run.configuration.facts.gated_attention:
+        split = results[0].reshape(len(inputs), run.configuration.heads, 2, run.configuration.layer_head_size(index))
+        results[0], gate = (split[:, :, part].reshape(len(split), -1) for part in range(2))
+        sigmoid(gate)
     if (clamp := run.configuration.attention_clamp) is not None:
-        for result in (queries, keys, values):
+        for result in results:
             np.clip(result, -clamp, clamp, out=result)
+    queries = results[0]
     _normalise_together(run, layer.query_norm, queries)
-    _normalise_together(run, layer.key_norm, keys)
-    _mix(run, index, layer, queries, keys, values)
+    if layer.key is None:
+        known = _of_another_block(run, index)
+    else:
+        keys, values = results[1], results[1].copy() if layer.value is None else results[2]
+        _normalise_together(run, layer.key_norm, keys)
+        known = _keys_and_values(run, index, layer, keys, values)
+    _mix(run, index, layer, queries, known)
+    if gate is not None:
+        queries *= gate
     run.hooks.collect([layer.output.matrix], queries)
     result = product(run.workers, queries, layer.output)
     run.hooks.report(layer.output.matrix.name, result)
@@ -52,19 +66,29 @@ def _normalise_together(run: Run, norm: HeadNorm | None, values: Floats) -> None
         run.workers.map_rows(lambda rows: function(values[rows], values[rows]), len(values))
 
 
-def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, values: Floats) -> None:
-    """Replace ``queries`` (rows, heads * size) by what attention gathers from ``values`` (rows, kv heads * size)."""
-    configuration = run.configuration
-    size, kv_heads = configuration.head_size, configuration.kv_heads
-    group = configuration.heads // kv_heads
-    window, settings = configuration.layer_window(index), configuration.layer_rope(index)
-    query_norms = head_norms(configuration, layer.query_norm, configuration.heads)
-    key_norms = head_norms(configuration, layer.key_norm, kv_heads)
-    sinks = None if layer.sinks is None else layer.sinks.decode()
-    tables = [span.table if window is None else span.local_table for span in run.spans]
-    split_queries, split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (queries, keys, values))
+def _of_another_block(run: Run, index: int) -> list[tuple[Floats, Floats]]:
+    """Return the keys and values of each sequence, (kv heads, positions, size), that another block has made."""
+    source = run.configuration.keys_from(index)
+    if run.cache is None:
+        return run.lent[source]
+    lengths = [span.stop - span.start for span in run.spans]
+    return [run.cache.again(source, number, length, run.workers) for number, length in enumerate(lengths)]
 
-    temperature, late = query_temperature(run, index), configuration.facts.normalised_after_rotation
+
+def _keys_and_values(
+    run: Run, index: int, layer: Attention, keys: Floats, values: Floats
+) -> list[tuple[Floats, Floats]]:
+    """Return the keys and values of each sequence, (kv heads, positions, size), with all positions before those of ``keys`` (rows, kv heads * size)."""
+    configuration = run.configuration
+    size, kv_heads = configuration.layer_head_size(index), configuration.layer_kv_heads(index)
+    settings, tables = configuration.layer_rope(index), _tables(run, index)
+    late, key_norms = configuration.facts.normalised_after_rotation, head_norms(configuration, layer.key_norm, kv_heads)
+    split_keys, split_values = (rows.reshape(len(rows), -1, size) for rows in (keys, values))
+    if configuration.facts.normalised_values:
+        function = norm_function(configuration, Norm(None))
+        run.workers.map_rows(
+            lambda rows: function(values[rows].reshape(-1, size), values[rows].reshape(-1, size)), len(values)
+        )
     turned = np.empty((kv_heads, len(keys), size), np.float32)
 
     def turn_keys(task: tuple[int, int]) -> None:
@@ -79,6 +103,27 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, keys: Floats, 
     for number, span in enumerate(run.spans):
         own = turned[:, span.start : span.stop], split_values[span.start : span.stop].transpose(1, 0, 2)
         known.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
+    if run.cache is None and configuration.lends_keys(index):
+        run.lent[index] = known
+    return known
+
+
+def _tables(run: Run, index: int) -> list[NDArray[np.complex64] | None]:
+    """Return what rotates each sequence in block ``index``."""
+    full = run.configuration.layer_window(index) is None
+    return [span.table if full else span.local_table for span in run.spans]
+
+
+def _mix(run: Run, index: int, layer: Attention, queries: Floats, known: list[tuple[Floats, Floats]]) -> None:
+    """Replace ``queries`` (rows, heads * size) by what attention gathers from the values of each sequence."""
+    configuration = run.configuration
+    size, kv_heads = configuration.layer_head_size(index), configuration.layer_kv_heads(index)
+    group = configuration.heads // kv_heads
+    window, settings, tables = configuration.layer_window(index), configuration.layer_rope(index), _tables(run, index)
+    query_norms = head_norms(configuration, layer.query_norm, configuration.heads)
+    sinks = None if layer.sinks is None else layer.sinks.decode()
+    split_queries = queries.reshape(len(queries), -1, size)
+    temperature, late = query_temperature(run, index), configuration.facts.normalised_after_rotation
 
     def gather(task: tuple[int, slice, int]) -> None:
         """Attend from some positions of one sequence, for the query heads that share one head of keys."""

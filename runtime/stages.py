@@ -16,8 +16,8 @@ import numpy as np
 from .block import run_attention, run_block, run_feed_forward
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .layers import Attention, Block, Dense, Experts, LatentAttention
-from .network import Network
+from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention
+from .network import Network, refuse_bound_blocks
 from .norms import normalise
 from .run import Run
 from .weights import Linear
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["OUTPUT", "Stage", "StageInput", "embed_batch", "network_stages", "run_stage", "stage_inputs"]
+__all__ = [
+    "OUTPUT",
+    "Stage",
+    "StageInput",
+    "embed_batch",
+    "network_stages",
+    "run_stage",
+    "stage_inputs",
+]
 
 OUTPUT = "output"
 """The part of a network behind its last block, as a stage that changes nothing: its input is collected, no logits are computed."""
@@ -70,8 +78,12 @@ class StageInput:
 
 
 def network_stages(network: Network) -> tuple[Stage, ...]:
-    """Return all stages of a network, in order, the output's last."""
+    """Return all stages of a network, in order, the output's last.
+
+    Raises ModelError for a network whose blocks read more than the stream: inputs of their own, or keys of another block.
+    """
     found: list[Stage] = []
+    refuse_bound_blocks(network, "calibrated stage by stage")
     for block in network.blocks:
         if network.configuration.parallel:
             found.append(Stage("block", block))
@@ -89,10 +101,12 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
     return attention + (_feed_forward_inputs(stage.block.feed_forward) if stage.part != "attention" else ())
 
 
-def _attention_inputs(layer: Attention | LatentAttention) -> tuple[StageInput, ...]:
+def _attention_inputs(layer: Attention | LatentAttention | DeltaNet) -> tuple[StageInput, ...]:
     output = StageInput((layer.output.matrix.name,), layer.output.matrix.columns)
     if isinstance(layer, Attention):
-        return (_shared_input(layer.query, layer.key, layer.value), output)
+        return (_shared_input(*layer.projections), output)
+    if isinstance(layer, DeltaNet):
+        return (_shared_input(layer.mixed, layer.gate, *layer.rates), output)
     heads = len(layer.keys)
     query = (layer.query,) if layer.query_down is None else (layer.query_down,)
     indexer = layer.indexer

@@ -112,7 +112,7 @@ class HyperParameter:
 class Check:
     """A configuration value that the target cannot express unless it is one of a few.
 
-    Exactly one of ``allowed``, ``equals`` and ``at_least`` is set.
+    Exactly one of ``allowed``, ``equals``, ``at_least`` and ``holds`` is set.
 
     Attributes:
         config: key of ``config.json``.
@@ -122,6 +122,8 @@ class Check:
         equals: what the value must be.
         at_least: what the value must not be below.
         absent: what a missing or null key means; None passes the check.
+        holds: what must hold in every layer that ``where`` speaks of, in all layers where that is None.
+        where: see ``holds``.
     """
 
     config: str
@@ -131,6 +133,8 @@ class Check:
     equals: Expression | None = None
     at_least: Expression | None = None
     absent: Scalar | None = None
+    holds: Condition | None = None
+    where: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +151,14 @@ class Rope:
         share: the part that is, where the configuration is silent.
         share_of: what ``partial_rotary_factor`` is a share of, where that is more than ``dimensions``, which are then rotated whole.
         local_theta: base frequency of sliding-window layers, for families where it differs.
+        local_dimensions: size of a head of sliding-window layers, where that differs: GGUF's ``rope.dimension_count_swa``.
+        usual: kind of scaling where the configuration is silent.
         log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
+        sections: pairs that take their position from time, height and width, in turn, where the configuration is silent. Text has one position in all
+            of them, so that they change nothing; GGUF has ``rope.dimension_sections``. Empty for families without.
         temperature_length: whether GGUF has that context as ``attention.temperature_length`` once more.
     """
 
@@ -163,8 +171,11 @@ class Rope:
     share: float = 1.0
     share_of: Expression | None = None
     local_theta: float | None = None
+    local_dimensions: Expression | None = None
+    usual: str = "default"
     log_multiplier: bool = False
     temperature: bool = False
+    sections: tuple[int, ...] = ()
     temperature_length: bool = False
 
 
@@ -252,6 +263,7 @@ class RuntimeFacts:
         unrotated_temperature: whether queries of layers that do not rotate are multiplied at position p by
             ``1 + slope ln(1 + floor((p + 1) / length))``, by the hyper-parameters ``temperature_slope`` and ``temperature_length``.
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
+        normalised_values: whether the values of each head are normalised, without weights.
         plain_head_norms: where this holds, heads of queries and keys are normalised without weights in layers that rotate them.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
@@ -261,6 +273,9 @@ class RuntimeFacts:
         expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum), or ``softmax`` and
             ``sigmoid`` (k largest by these, ``exp_probs_b`` added for the choice alone; hyper-parameters say whether they are divided by their
             sum, and multiplied).
+        gated_attention: whether what attention gathers is multiplied by a sigmoid; ``attn_q`` then has each head's queries, and behind them its gate.
+        value_heads: which value heads of a gated delta rule share a key head, where layers have one instead of attention: neighbours (``grouped``), or
+            every so-manieth (``tiled``).
         expert_weighting: whether weights multiply what experts make (``results``), or what they are given (``inputs``).
         expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
             ``maximum``, or with the largest sum of their ``two_largest``.
@@ -279,6 +294,7 @@ class RuntimeFacts:
     unrotated_period: Expression | None = None
     unrotated_temperature: bool = False
     normalised_after_rotation: bool = False
+    normalised_values: bool = False
     plain_head_norms: Condition | None = None
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
@@ -287,6 +303,8 @@ class RuntimeFacts:
     expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
     expert_weighting: Literal["results", "inputs"] = "results"
     expert_groups: Literal["maximum", "two_largest"] = "two_largest"
+    gated_attention: bool = False
+    value_heads: Literal["grouped", "tiled"] | None = None
 
 
 @dataclass(frozen=True)
@@ -304,6 +322,8 @@ class Architecture:
         prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
         hyper_parameters: in order of evaluation and writing.
         per_layer: numbers that differ from layer to layer, in order of evaluation and writing, after the hyper-parameters.
+        full_layer_keys: keys of ``config.json`` for layers that attend to everything, each with the key that it stands for there: newer files have
+            that key once per such layer, in ``per_layer_config``.
         checks: configuration values that must hold.
         rope: rotary positions, None for others.
         tensors: the name map, in the order in which a block's tensors are written.
@@ -328,3 +348,4 @@ class Architecture:
     tokenizer: Mapping[str, Scalar]
     runtime: RuntimeFacts | str
     per_layer: tuple[LayerParameter, ...] = ()
+    full_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

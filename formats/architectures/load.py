@@ -74,6 +74,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         rope=_rope(fields.take("rope"), where, path) if "rope" in fields else None,
         tensors=tuple(_tensor(item, where, path) for item in fields.items("tensors")),
         dropped=tuple(_dropped(item, where, path) for item in fields.items("dropped")),
+        full_layer_keys=MappingProxyType(_text_map(fields, "full_layer_keys")),
         tokenizer=MappingProxyType(fields.scalars("tokenizer")),
         runtime=_runtime(fields.take("runtime"), where, path),
     )
@@ -184,10 +185,15 @@ def _check(value: object, where: str, path: Path | None) -> Check:
         equals=_optional_expression(fields, "equals"),
         at_least=_optional_expression(fields, "at_least"),
         absent=fields.take("absent") if "absent" in fields else None,
+        holds=_optional_condition(fields, "holds"),
+        where=_optional_condition(fields, "where"),
     )
     fields.finish()
-    if (bool(check.allowed), check.equals is not None, check.at_least is not None).count(True) != 1:
-        fields.fail("needs exactly one of 'allowed', 'equals' and 'at_least'")
+    expected = (check.equals, check.at_least, check.holds)
+    if [bool(check.allowed), *(it is not None for it in expected)].count(True) != 1:
+        fields.fail("needs exactly one of 'allowed', 'equals', 'at_least' and 'holds'")
+    if check.where is not None and check.holds is None:
+        fields.fail("has 'where' without 'holds'")
     return check
 
 
@@ -205,10 +211,22 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
+        sections=_sections(fields),
+        local_dimensions=_optional_expression(fields, "local_dimensions"),
+        usual=fields.text("usual") if "usual" in fields else "default",
         temperature_length=fields.flag("temperature_length", False),
     )
     fields.finish()
+    if rope.usual not in ("default", *rope.scalings):
+        fields.fail(f"has the usual scaling {rope.usual!r}, which is none of its 'scalings'")
     return rope
+
+
+def _sections(fields: Fields) -> tuple[int, ...]:
+    found = fields.items("sections")
+    if not all(type(size) is int and size >= 0 for size in found):
+        fields.fail(f"has 'sections': {found!r}, which must be whole numbers from 0")
+    return tuple(found)
 
 
 def _tensor(value: object, where: str, path: Path | None) -> TensorMap:
@@ -275,6 +293,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         unrotated_period=_optional_expression(fields, "unrotated_period"),
         unrotated_temperature=fields.flag("unrotated_temperature", False),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
+        normalised_values=fields.flag("normalised_values", False),
         plain_head_norms=parse_condition(fields.text("plain_head_norms")) if "plain_head_norms" in fields else None,
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
@@ -289,6 +308,8 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
         if "expert_groups" in fields
         else "two_largest",
+        gated_attention=fields.flag("gated_attention", False),
+        value_heads=_choice(fields, "value_heads", ("grouped", "tiled")) if "value_heads" in fields else None,
     )
     fields.finish()
     return facts
@@ -321,6 +342,10 @@ def _optional_expression(fields: Fields, key: str) -> Expression | None:
     return _expression(fields, key) if key in fields else None
 
 
+def _optional_condition(fields: Fields, key: str) -> Condition | None:
+    return parse_condition(fields.text(key)) if key in fields else None
+
+
 def _check_names(architecture: Architecture, path: Path | None) -> None:
     """Refuse names that no hyper-parameter defines, or defines too late; raises PluginError."""
     defined: set[str] = set()
@@ -346,8 +371,10 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
     for check in architecture.checks:
         for expression in (check.equals, check.at_least):
             demand(expression.names if expression else frozenset(), f"the check of {check.config!r}")
+        for condition in (check.where, check.holds):
+            demand(condition.names - layered if condition else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
-        for size in (architecture.rope.dimensions, architecture.rope.share_of):
+        for size in (architecture.rope.dimensions, architecture.rope.share_of, architecture.rope.local_dimensions):
             demand(size.names if size else frozenset(), "rope")
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):

@@ -77,20 +77,20 @@ class LayerParameter:
 
 @dataclass(frozen=True, slots=True)
 class FromLayers:
-    """How a number of the whole model follows from those of its layers: that of the first layer where ``where`` holds, of the first if None."""
+    """How a number of the whole model follows from those of its layers: that of the first layer where ``where`` holds, else of the first layer."""
 
     name: str
     where: Condition | None = None
 
     def find(self, values: Mapping[str, Value]) -> int | float | None:
-        """Return the number, or None where no layer is such."""
+        """Return the number, or None where there is no such number per layer."""
         found = values.get(self.name)
         if not isinstance(found, tuple):
             return None
         layers = (
             layer for layer in range(len(found)) if self.where is None or self.where.holds(at_layer(values, layer))
         )
-        return next((found[layer] for layer in layers), None)
+        return next((found[layer] for layer in layers), found[0] if found else None)
 
 
 def at_layer(values: Mapping[str, object], layer: int | None) -> Mapping[str, object]:

@@ -28,6 +28,15 @@ name                             Hugging Face → GGUF                          
                                  of queries and keys as by ``permute_rotary``
 ``split_latent``                 (heads * (key + value), rank) to (heads, rank, key) and       heads, key, value joined
                                  (heads, value, rank)
+``squeeze_kernels``              (channels, 1, length) to (channels, length)                   —                 (channels, 1, length)
+``tile_heads``                   value heads, rows behind the ``first``, from one group per    first, heads,     groups
+                                 key head to groups in turn                                    groups
+``tile_columns``                 the same of columns                                           heads, groups     groups
+``tile_kernels``                 ``squeeze_kernels``, then ``tile_heads``                      first, heads,     the two undone
+                                                                                               groups
+``tile_decay``                   -exp in float32, heads as by ``tile_heads``; F32              heads, groups     log(-x)
+``split_key_groups``             one group per key head (queries, keys, values, gates) to all  heads, groups,    groups
+                                 queries, keys, values; and all gates                          key, value
 ================================ ============================================================= ================= ======================
 """
 
@@ -38,9 +47,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..base import Tensor
+from .elementwise import Decay, Shift, computed
 from .fused import join_attention, split_attention
 from .lazy import Apply, constant, each, same_encoding
-from .matrices import interleave_columns, join_latent, separate_columns, shift, split_latent, transpose
+from .matrices import interleave_columns, join_latent, separate_columns, split_latent, transpose
 from .rows import (
     cut,
     gather_groups,
@@ -56,6 +66,16 @@ from .rows import (
     unskip,
     unsqueeze,
     unstack,
+)
+from .value_heads import (
+    join_key_groups,
+    split_key_groups,
+    squeeze_kernels,
+    tile_columns,
+    tile_heads,
+    unsqueeze_kernels,
+    untile_columns,
+    untile_heads,
 )
 
 __all__ = ["TRANSFORMS", "Transform", "constant", "permute_rotary", "same_encoding", "unpermute_rotary"]
@@ -89,7 +109,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "copy": Transform(_copy, _copy),
         "permute_rotary": Transform(each(permute_rotary), each(unpermute_rotary), ("heads",)),
         "transpose": Transform(each(transpose), each(transpose)),
-        "add_one": Transform(each(shift(1.0)), each(shift(-1.0))),
+        "add_one": Transform(each(computed(lambda _: Shift(1.0))), each(computed(lambda _: Shift(-1.0)))),
         "stack": Transform(stack, unstack),
         "squeeze": Transform(each(squeeze), each(unsqueeze)),
         "split_rows": Transform(cut, join, ("first",)),
@@ -106,5 +126,19 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "gather_groups": Transform(each(gather_groups), each(scatter_groups), ("heads", "kv_heads")),
         "split_attention": Transform(split_attention, join_attention, ("heads", "kv_heads")),
         "split_latent": Transform(split_latent, join_latent, ("heads", "key", "value")),
+        "squeeze_kernels": Transform(each(squeeze_kernels), each(unsqueeze_kernels)),
+        "tile_heads": Transform(each(tile_heads), each(untile_heads), ("first", "heads", "groups")),
+        "tile_columns": Transform(each(tile_columns), each(untile_columns), ("heads", "groups")),
+        "tile_kernels": Transform(
+            _one_after_another(each(squeeze_kernels), each(tile_heads)),
+            _one_after_another(each(untile_heads), each(unsqueeze_kernels)),
+            ("first", "heads", "groups"),
+        ),
+        "tile_decay": Transform(
+            each(computed(lambda sizes: Decay(sizes["heads"], sizes["groups"]))),
+            each(computed(lambda sizes: Decay(sizes["heads"], sizes["groups"], backwards=True))),
+            ("heads", "groups"),
+        ),
+        "split_key_groups": Transform(split_key_groups, join_key_groups, ("heads", "groups", "key", "value")),
     }
 )

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import ModelError
-from ..architectures import Architecture, Check, Expression, HyperParameter, RuntimeFacts, Value, whole
+from ..architectures import Architecture, Check, Expression, HyperParameter, RuntimeFacts, Value, at_layer, whole
 from ..metadata import Field, boolean, float32, uint32
 from .json_files import finite_number
-from .per_layer import layer_metadata, read_layers
+from .per_layer import layer_metadata, read_layers, with_full_layer_keys
 
 __all__ = [
     "Values",
@@ -26,6 +26,7 @@ __all__ = [
 LAYERS_MAX = 1024
 EXPERTS_MAX = 1024
 _INTEGER_MAX = (1 << 31) - 1
+_CONFIG = Path("config.json")
 _CAPS = {"layers": LAYERS_MAX, "experts": EXPERTS_MAX}
 
 _IRREGULAR = "GGUF holds only the regular pattern of this family; a plugin can describe another one."
@@ -41,10 +42,14 @@ class _Absent:
 _ABSENT = _Absent()
 
 
-def text_section(architecture: Architecture, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the text model's configuration: the section's keys, and the outer ones where it is silent."""
+def text_section(architecture: Architecture, config: Mapping[str, Any], path: Path = _CONFIG) -> Mapping[str, Any]:
+    """Return the text model's configuration: the section's keys, and the outer ones where it is silent.
+
+    Raises ModelError for numbers per layer that no key of the architecture stands for.
+    """
     section = config.get(architecture.config_section) if architecture.config_section else None
-    return MappingProxyType({**config, **section}) if isinstance(section, dict) else config
+    found = MappingProxyType({**config, **section}) if isinstance(section, dict) else config
+    return with_full_layer_keys(architecture, found, path)
 
 
 def read_hyper_parameters(architecture: Architecture, config: Mapping[str, Any], path: Path) -> Values:
@@ -106,6 +111,9 @@ def check_configuration(
     """Return notes for the user; raises ModelError where a configuration value cannot be expressed."""
     notes = []
     for check in architecture.checks:
+        if check.holds is not None:
+            notes += _layers_violating(check, values, path)
+            continue
         value = config.get(check.config)
         value = check.absent if value is None else value
         expected = _violation(check, value, values)
@@ -119,6 +127,19 @@ def check_configuration(
         notes.append(sentence)
     _check_layer_types(architecture, config, values, path)
     return tuple(notes)
+
+
+def _layers_violating(check: Check, values: Values, path: Path) -> list[str]:
+    """Return a note where a check does not hold in a layer; raises ModelError where that is an error."""
+    assert check.holds is not None
+    for layer in range(whole(values, "layers")):
+        scope = at_layer(values, layer)
+        if (check.where is None or check.where.holds(scope)) and not check.holds.holds(scope):
+            sentence = f"{check.config} has another rule for layer {layer} than '{check.holds.text}': {check.problem}"
+            if check.severity == "error":
+                raise ModelError(sentence, path=path, remedy=_IRREGULAR)
+            return [sentence]
+    return []
 
 
 def _violation(check: Check, value: Any, values: Values) -> str | None:

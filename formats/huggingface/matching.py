@@ -76,8 +76,8 @@ def _nearest(
     best: tuple[int, Architecture, list[str]] | None = None
     fitting = []
     for architecture in known.values():
-        section = text_section(architecture, config)
         try:
+            section = text_section(architecture, config, path)
             values = read_hyper_parameters(architecture, section, path)
             names = map_names(architecture, tensors, values)
             differences = []

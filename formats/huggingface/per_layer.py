@@ -14,12 +14,44 @@ from ..architectures.per_layer import complete_layers, gather_layers
 from ..metadata import Field, ValueType, numbers, uint32
 from .json_files import finite_number
 
-__all__ = ["layer_configuration", "layer_metadata", "read_layers", "stated_layers"]
+__all__ = ["layer_configuration", "layer_metadata", "read_layers", "stated_layers", "with_full_layer_keys"]
 
 _ELEMENTS: Final = {"uint32": ValueType.UINT32, "float32": ValueType.FLOAT32, "bool": ValueType.BOOL}
 _WORDS: Final = {"uint32": "whole numbers from 0", "float32": "numbers", "bool": "truth values"}
 _INTEGER_MAX: Final = (1 << 31) - 1
 _REMEDY: Final = "Restore the original config.json."
+_OWN: Final = "per_layer_config"
+
+
+def with_full_layer_keys(architecture: Architecture, config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Return a configuration with the architecture's keys for layers that attend to everything, in the place of one object per such layer.
+
+    Newer versions of transformers write ``per_layer_config``. Raises ModelError where that differs among the layers of one kind, or holds other keys.
+    """
+    stated = config.get(_OWN)
+    if not architecture.full_layer_keys or stated is None:
+        return config
+    kinds = config.get("layer_types")
+    if not isinstance(stated, dict) or not isinstance(kinds, list):
+        raise ModelError(
+            f"has {_OWN}, which must be an object, and needs the list layer_types", path=path, remedy=_REMEDY
+        )
+    found = {key: value for key, value in config.items() if key != _OWN}
+    for key, inner in architecture.full_layer_keys.items():
+        of_kind: dict[object, list[object]] = {}
+        for layer, kind in enumerate(kinds):
+            own = stated.get(str(layer), stated.get(kind) if isinstance(kind, str) else None) or {}
+            if not isinstance(own, dict) or not own.keys() <= set(architecture.full_layer_keys.values()):
+                raise ModelError(f"has {own!r} in {_OWN} for layer {layer}, which GGUF cannot express", path=path)
+            of_kind.setdefault(str(kind), []).append(own.get(inner, config.get(inner)))
+        for kind, values in of_kind.items():
+            usual = values[0] if kind == "full_attention" else config.get(inner)
+            if any(value != usual for value in values):
+                raise ModelError(
+                    f"has different {inner} in {_OWN} for layers of one kind, which GGUF cannot express", path=path
+                )
+        found[key] = of_kind.get("full_attention", [config.get(inner)])[0]
+    return found
 
 
 def read_layers(

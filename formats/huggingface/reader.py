@@ -93,7 +93,7 @@ def _folder(path: Path) -> Path:
 def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext, folder: Path) -> _Described:
     path = folder / _CONFIG
     architecture = choose_architecture(config, weights.tensors, context, path)
-    section = text_section(architecture, config)
+    section = text_section(architecture, config, path)
     values = read_hyper_parameters(architecture, section, path)
     rope = read_rope(architecture, section, values, path)
     notes = [*check_configuration(architecture, section, values, path), *rope.notes]

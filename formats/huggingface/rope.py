@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ..architectures import Architecture, Rope, whole
-from ..metadata import Field, float32, string, uint32
+from ..metadata import Field, ValueType, float32, numbers, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
-__all__ = ["TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
+__all__ = ["STILL", "TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
@@ -33,8 +33,11 @@ _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
 _YARN_SLOPE = 0.1
+_SECTIONS = 3  # time, height, width
 TEMPERATURE = "llama_4_scaling_beta"
 """By what queries grow beyond the original context."""
+STILL = 1e30
+"""What divides the frequency of a pair that is not rotated, as llama.cpp has it."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base", "global_rope_theta"), rope.theta, path)
     rotated = _rotated(rope, parameters, config, values, path)
     source = _Source(rope, parameters, config, values, path, theta, rotated)
-    kind = _kind(parameters, rope, path)
+    kind = _kind(parameters, rope, path) if parameters else rope.usual
     if kind == "dynamic" and parameters.get("alpha") is not None:  # Hunyuan's: a larger base, whatever the length
         theta *= source.number("alpha") ** (rotated / max(1, rotated - 2))
         kind = "default"
+    if kind == "default":
+        kind = rope.usual  # its table says that there is no scaling
     result = _SCALINGS[kind](source)
     metadata = {"rope.dimension_count": uint32(rotated), "rope.freq_base": float32(theta), **result.metadata}
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
@@ -121,6 +126,10 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
         metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
         if rope.temperature_length:
             metadata["attention.temperature_length"] = uint32(source.original_context())
+    if rope.sections:
+        metadata["rope.dimension_sections"] = numbers(_sections(source), ValueType.INT32)
+    if rope.local_dimensions is not None:
+        metadata["rope.dimension_count_swa"] = uint32(rope.local_dimensions.evaluate(values))
     if rope.local_theta is not None:
         metadata["rope.freq_base_swa"] = float32(_local_theta(rope, local, config, path))
     elif local is not None and dict(local) != dict(parameters):
@@ -128,6 +137,21 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     return RopeResult(
         {f"{architecture.gguf}.{key}": value for key, value in metadata.items()}, result.tables, result.notes
     )
+
+
+def _sections(source: _Source) -> list[int]:
+    """Return how many pairs go by time, height, width, and GGUF's fourth; raises ModelError where they are not half of what is rotated."""
+    found = source.parameters.get("mrope_section")
+    found = list(source.rope.sections) if found is None else found
+    if (
+        not isinstance(found, list)
+        or len(found) != _SECTIONS
+        or not all(type(size) is int and size >= 0 for size in found)
+    ):
+        source.fail(f"mrope_section is {found!r}, which must be {_SECTIONS} whole numbers")
+    if sum(found) != source.rotated // 2:
+        source.fail(f"mrope_section {found} has {sum(found)} pairs, of {source.rotated // 2} that are rotated")
+    return [*found, 0]
 
 
 def _parameters(config: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
@@ -176,6 +200,8 @@ def _local_theta(rope: Rope, local: Mapping[str, Any] | None, config: Mapping[st
 
 def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any], values: Values, path: Path) -> int:
     size = rope.dimensions.evaluate(values)
+    if "proportional" in rope.scalings:
+        return size  # the part that is not rotated shows in the table
     share = _stated(parameters, config, "partial_rotary_factor", "rotary_pct")
     if share is not None and rope.share_of is not None:
         _check_share(share, size, rope.share_of.evaluate(values), path)
@@ -329,6 +355,18 @@ def kept_share(turns: NDArray[np.float64], low: float, high: float) -> NDArray[n
     return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
+def _proportional(source: _Source) -> RopeResult:
+    """Rotate the leading pairs of the whole head's, divided by the factor; the table holds the others still."""
+    parameters = source.parameters or {"rope_type": "proportional", "partial_rotary_factor": source.rope.share}
+    share, factor = finite_number(parameters.get("partial_rotary_factor", 1.0)), source.number("factor", 1.0)
+    if parameters.get("rope_type", "default") == "default":
+        share, factor = 1.0, 1.0
+    if share is None or not 0 <= share <= 1:
+        source.fail("partial_rotary_factor of the proportional rotary scaling must be from 0 to 1")
+    pairs, turned = source.rotated // 2, int(share * source.rotated // 2)
+    return RopeResult({}, {_TABLE: np.asarray([factor] * turned + [STILL] * (pairs - turned), np.float32)})
+
+
 def _longrope(source: _Source) -> RopeResult:
     original = source.original_context()
     stretch = source.stretch()
@@ -355,4 +393,5 @@ _SCALINGS = {
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

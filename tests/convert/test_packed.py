@@ -387,13 +387,17 @@ SIZES = {
 }
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe"))
+# packed folders have no stacked experts
+DENSE: dict[str, dict[str, Any]] = {
+    "gemma4": {"enable_moe_block": False, "num_experts": None, "head_dim": 8, "hidden_size_per_layer_input": 8}
+}
 
 
 def tiny(family: str, folder: Path, **more: Any) -> Model:
     latent = LATENT if "kv_lora_rank" in CONFIGS[family] else {}
     latent = latent | ({"q_lora_rank": 8} if "q_lora_rank" in CONFIGS[family] else {})
     known = {key: value for key, value in SIZES.items() if key in CONFIGS[family]}
-    return in_memory(family, folder / "tiny", **known | latent | more)
+    return in_memory(family, folder / "tiny", **known | latent | DENSE.get(family, {}) | more)
 
 
 def tiny_calibration(model: Model, path: Path) -> Path:

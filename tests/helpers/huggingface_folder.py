@@ -39,6 +39,26 @@ MULTIPLIERS = {
     "logits_scaling": 4.0,
 }
 
+DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "head_dim": 8,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rope_parameters": {
+        "rope_theta": 1e4,
+        "rope_type": "default",
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 0, 0],
+    },
+}
+DELTA_MOE = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 14,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "mixtral": CONFIG
@@ -56,6 +76,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma2": CONFIG | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma2"},
     "gemma3": CONFIG | {"architectures": ["Gemma3ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
+    "gemma4": CONFIG
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "head_dim": 4,
+        "global_head_dim": 8,
+        "sliding_window": 4,
+        "hidden_size_per_layer_input": 6,
+        "vocab_size_per_layer_input": 24,
+        "use_double_wide_mlp": True,
+        "enable_moe_block": True,
+        "num_experts": 3,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 12,
+    },
     "phi3": CONFIG | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"},
     "gpt2": {
         "architectures": ["GPT2LMHeadModel"],
@@ -233,6 +271,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmo3": CONFIG
     | {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 4},
     "exaone4": CONFIG | {"architectures": ["Exaone4ForCausalLM"], "model_type": "exaone4"},
+    "qwen35": CONFIG | DELTA_NET | {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text"},
+    "qwen35moe": CONFIG | DELTA_NET | DELTA_MOE | {"architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text"},
+    "qwen3next": CONFIG | DELTA_NET | DELTA_MOE | {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"},
     "starcoder": {
         "architectures": ["GPTBigCodeForCausalLM"],
         "model_type": "gpt_bigcode",

@@ -22,6 +22,10 @@ from qconv.runtime.network import Network, load_network
 
 FAMILIES = tuple(name for name in CONFIGS if isinstance(architecture_named(name).runtime, RuntimeFacts))
 VOCABULARY = 24
+UNBOUND: dict[str, dict[str, Any]] = {
+    "gemma4": {"num_kv_shared_layers": 0, "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0}
+}
+"""Changes to configurations of families whose blocks may read more than the residual stream before them, such that they do not."""
 CONTEXT = OpenContext(ENCODINGS, {architecture.name: architecture for architecture in built_in_architectures()})
 
 Floats = NDArray[np.float32]

@@ -92,8 +92,33 @@ DOTS = {key: GLM_MOE[key] for key in GLM_MOE if key != "head_dim"} | {
 ERNIE_MOE = {
     "num_hidden_layers": 3, "moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 6, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
 }  # fmt: skip
+DELTA_NET = {
+    "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+}  # fmt: skip
+SECTIONS = {
+    "rope_type": "default",
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+}
+DELTA_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+_KINDS = {"s": "sliding_attention", "f": "full_attention"}
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0,
+    "num_hidden_layers": 4, "layer_types": [_KINDS[letter] for letter in "sfsf"],
+}  # fmt: skip
+GEMMA4_SHARED = GEMMA4 | {
+    "num_hidden_layers": 7, "layer_types": [_KINDS[letter] for letter in "ssfsfsf"], "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+}  # fmt: skip
 
 CASES = (
     case("llama", "LlamaForCausalLM"),
@@ -120,6 +145,14 @@ CASES = (
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }),
     case("gemma3-period", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=5, sliding_window_pattern=3),
+    case("gemma4", "Gemma4ForCausalLM", **GEMMA4_SHARED, use_double_wide_mlp=True),
+    case("gemma4-shared", "Gemma4ForCausalLM", **GEMMA4_SHARED, tie_word_embeddings=False),
+    case("gemma4-keys-as-values", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1),
+    case("gemma4-rotary", "Gemma4ForCausalLM", **GEMMA4, rope_parameters={
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.5, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    }),
+    case("gemma4-experts", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32),
     case("phi3", "Phi3ForCausalLM"),
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
     case("phi3-short", "Phi3ForCausalLM", original_max_position_embeddings=512, max_position_embeddings=4096, rope_parameters=LONGROPE),
@@ -191,6 +224,10 @@ CASES = (
     case("dots1-plain-weights", "Dots1ForCausalLM", **DOTS | {"first_k_dense_replace": 0}, head_dim=32),
     case("ernie4_5moe", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE),
     case("ernie4_5moe-no-shared", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE | {"moe_num_shared_experts": 0, "moe_layer_start_index": 2}, tie_word_embeddings=False),
+    case("qwen35", "Qwen3_5ForCausalLM", **DELTA_NET, rope_parameters=SECTIONS),
+    case("qwen35-tied", "Qwen3_5ForCausalLM", **DELTA_NET | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}, rope_parameters=SECTIONS, tie_word_embeddings=True),
+    case("qwen35moe", "Qwen3_5MoeForCausalLM", **DELTA_NET, **DELTA_MOE, rope_parameters=SECTIONS),
+    case("qwen3next", "Qwen3NextForCausalLM", **DELTA_NET, **DELTA_MOE),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip
@@ -222,7 +259,7 @@ def save(folder: Path, model_case: Case) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.3)
     model.save_pretrained(folder)
     return model

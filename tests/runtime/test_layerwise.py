@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_model import tensor
-from tiny_networks import FAMILIES, in_memory, tokens
+from tiny_networks import FAMILIES, UNBOUND, in_memory, tokens
 
+from qconv.errors import ModelError
 from qconv.formats.base import Model
 from qconv.runtime.layerwise import compare_layers, compare_steps
 from qconv.runtime.network import load_network
@@ -27,7 +28,7 @@ def changed(model: Model, name: str) -> Model:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_does_not_differ_from_itself(name: str) -> None:
-    network = load_network(in_memory(name, Path("tiny")))
+    network = load_network(in_memory(name, Path("tiny"), **UNBOUND.get(name, {})))
     embedded, layers = compare_layers(network, network, TOKENS)
     assert embedded == 0
     assert [it.layer for it in layers] == list(range(len(network.blocks)))
@@ -38,8 +39,8 @@ def test_a_model_does_not_differ_from_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_changed_tensor_is_found(name: str) -> None:
-    model = in_memory(name, Path("tiny"))
-    culprit = "blk.1.attn_output.weight"
+    model = in_memory(name, Path("tiny"), **UNBOUND.get(name, {}))
+    culprit = next(key for key in ("blk.1.attn_output.weight", "blk.1.ssm_out.weight") if key in model.tensors)
     broken = changed(model, culprit)
     source, result = load_network(model), load_network(broken)
     _, layers = compare_layers(source, result, TOKENS)
@@ -53,6 +54,14 @@ def test_a_changed_tensor_is_found(name: str) -> None:
     report = compare_weights(model, broken, 1)
     assert [fault.tensor for fault in report.faults] == [culprit]
     assert report.compared == len(model.tensors)
+
+
+def test_blocks_that_read_more_than_the_stream_are_not_compared() -> None:
+    network = load_network(in_memory("gemma4", Path("tiny")))
+    with pytest.raises(ModelError, match="cannot be compared block by block"):
+        compare_layers(network, network, TOKENS)
+    with pytest.raises(ModelError, match="cannot be compared block by block"):
+        compare_steps(network, network, TOKENS, 1)
 
 
 def test_absent_and_misshapen_tensors() -> None:

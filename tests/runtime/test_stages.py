@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_networks import FAMILIES, network, tokens
+from tiny_networks import FAMILIES, UNBOUND, network, tokens
 
-from qconv.errors import UsageError
+from qconv.errors import ModelError, UsageError
 from qconv.runtime.forward import forward
 from qconv.runtime.hessian import HessianCollector, moment_bytes
 from qconv.runtime.hooks import ProductInput
@@ -28,7 +28,7 @@ class Record:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stages_add_up_to_the_pass(family: str) -> None:
-    model, whole, staged = network(family), Record(), Record()
+    model, whole, staged = network(family, **UNBOUND.get(family, {})), Record(), Record()
     for _ in forward(model, SEQUENCES, collector=whole):
         pass
     with Workers(2) as workers:
@@ -43,6 +43,20 @@ def test_stages_add_up_to_the_pass(family: str) -> None:
     for (names, expert, values), (other, chosen, wanted) in zip(staged.seen, whole.seen, strict=True):
         assert (names, expert) == (other, chosen)
         np.testing.assert_array_equal(values, wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "read keys and values of others"),
+        ({"num_kv_shared_layers": 0}, "input of its own for each token"),
+    ],
+)
+def test_blocks_that_read_more_than_the_stream_are_refused(config: dict[str, int], words: str) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        network_stages(network("gemma4", **config))
+    assert "gemma4" in str(caught.value)
+    assert "imatrix" in str(caught.value)
 
 
 def test_tokens_are_checked() -> None:

@@ -14,7 +14,7 @@ from ...architectures.names import fill_name
 from ...base import Model
 from ...metadata import Field
 from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
-from ..per_layer import layer_configuration
+from ..per_layer import layer_configuration, with_full_layer_keys
 from ..rope import read_rope
 from .family import Family
 from .rope import ROPE_KEYS, rebuild_rope
@@ -77,7 +77,7 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
         if parameter.config and parameter.type != "presence":
             found.setdefault(parameter.config[0], _value(parameter, values))
     for check in architecture.checks:
-        if check.config not in found or check.at_least is not None:
+        if check.holds is None and (check.config not in found or check.at_least is not None):
             found[check.config] = _checked(check, values)
     for entry, layer in family.entries:
         if fill_name(entry.gguf[0], layer) in model.tensors:
@@ -122,6 +122,7 @@ def _corrected(
     """Return the source's configuration as the metadata have it, and the keys that differ; raises ModelError where it cannot be read."""
     architecture = family.architecture
     config, changed = _flattened(original, architecture)
+    config = dict(with_full_layer_keys(architecture, config, model.path))
     expected = read_hyper_parameters(architecture, config, model.path)
     stated = hyper_parameter_metadata(architecture, family.values)
     derived = hyper_parameter_metadata(architecture, expected)

@@ -14,7 +14,7 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
-from ..rope import TEMPERATURE, kept_share
+from ..rope import STILL, TEMPERATURE, kept_share
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]
@@ -58,6 +58,12 @@ def rebuild_rope(
         found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
     if _LONG in tensors and _SHORT in tensors:
         return found | _longrope(known, tensors, whole(values, "context"))
+    if "proportional" in rope.scalings:  # younger than all but the last spelling
+        table = tensors[_TABLE].rows(0, 1)[0] if _TABLE in tensors else None
+        whole_head = {"rope_type": "default", "rope_theta": theta}
+        local = {"rope_type": "default", "rope_theta": known.number("freq_base_swa", rope.local_theta or theta)}
+        full = whole_head if table is None else {**_proportional(table), "rope_theta": theta}
+        return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
     kind = known.text("scaling.type")
     if kind == "linear":
         scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": known.number("scaling.factor", 1.0)}
@@ -70,8 +76,9 @@ def rebuild_rope(
     temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")
     if rope.temperature and scaling is not None and temperature is not None:
         scaling[TEMPERATURE] = plain_number(temperature)
+    sections = _sections(rope, metadata.get(f"{architecture.gguf}.rope.dimension_sections"))
     if scaling is not None:
-        found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+        found["rope_scaling"] = {**scaling, **sections, "type": scaling["rope_type"]}
     if rope.local_theta is not None:
         local = {"rope_type": "default", "rope_theta": found["rope_local_base_freq"]}
         full = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
@@ -79,8 +86,15 @@ def rebuild_rope(
     elif scaling is None:
         # the spelling since transformers 5, where some families are scaled unless they say that they are not
         share = {key: found[key] for key in ("partial_rotary_factor",) if key in found}
-        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share}
+        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share, **sections}
     return found
+
+
+def _sections(rope: Rope, field: Field | None) -> dict[str, Any]:
+    """Return the pairs that go by time, height and width, in families that have such."""
+    if not rope.sections or field is None or not isinstance(field.value, np.ndarray):
+        return {}
+    return {"mrope_section": field.value[: len(rope.sections)].tolist(), "mrope_interleaved": True}
 
 
 class _Known:
@@ -182,6 +196,14 @@ def _from_table(
         "attention_factor": attention,
         "original_max_position_embeddings": context,
     }
+
+
+def _proportional(table: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the scaling whose table turns the leading pairs alone."""
+    turned = table < STILL / 2
+    found = {"rope_type": "proportional", "partial_rotary_factor": float(turned.mean())}
+    factor = float(str(table[0])) if turned[:1].any() else 1.0
+    return found | ({"factor": factor} if factor != 1.0 else {})
 
 
 def _yarn_table(scaling: Mapping[str, Any], theta: float, rotated: int, whole: bool) -> NDArray[np.float64]:
