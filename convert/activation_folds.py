@@ -76,7 +76,8 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         attention = block.attention
         if isinstance(attention, LatentAttention):
             if attention.query_down is not None:
-                add(attention.query_down_norm, (attention.query,), attention.query.matrix.name)
+                chooser = () if attention.indexer is None else (attention.indexer.query,)
+                add(attention.query_down_norm, (attention.query, *chooser), attention.query.matrix.name)
         elif isinstance(attention, Attention) and attention.value is not None and _gives_way(network, attention):
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
@@ -95,7 +96,8 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
 def _reading(attention: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
     if isinstance(attention, LatentAttention):
-        return (attention.query if attention.query_down is None else attention.query_down, attention.down)
+        chooser = () if attention.indexer is None else (attention.indexer.key, attention.indexer.weights)
+        return (attention.query if attention.query_down is None else attention.query_down, attention.down, *chooser)
     if isinstance(attention, DeltaNet):
         return (attention.mixed, attention.gate, *attention.rates)
     if isinstance(attention, Mamba2):

@@ -1,6 +1,6 @@
 """Which matrices of a model GPTQ and AWQ folders hold packed: every linear layer of every block, by Hugging Face's name, but the routers.
 
-The embedding, the output and routers stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
+The embedding, the output, routers and indexers' weights of heads stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
 matrices; families whose experts lie in one tensor without names of their own are refused.
 """
 
@@ -24,7 +24,8 @@ from ..quantizers.group_rounding import Grid
 
 __all__ = ["PackedLinear", "PackedSubject", "check_sizes", "expert_by_expert", "packed_subject"]
 
-_ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+# an indexer's weights are few, and loaders hold them in float32
+_LEFT_OUT: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "indexer.proj.weight")
 _WEIGHT: Final = ".weight"
 _SIZES: Final = (128, 64, 32)  # groups that runtimes take
 
@@ -63,7 +64,7 @@ class PackedSubject:
     Attributes:
         prepared: under Hugging Face's names, with the documents of its folder.
         linears: by the name of the tensor that each stands for.
-        left_out: names of the linear layers of blocks that are not packed: routers.
+        left_out: names of the linear layers of blocks that are not packed: routers, and indexers' weights of heads.
     """
 
     prepared: Model
@@ -100,7 +101,7 @@ def packed_subject(model: Model, context: OpenContext) -> PackedSubject:
                         tensor=name,
                         remedy="This family has no packed form; choose another format.",
                     )
-                if canonical[0].endswith(_ROUTERS):
+                if canonical[0].endswith(_LEFT_OUT):
                     left_out.append(name.removesuffix(_WEIGHT))
                     continue
                 weight = TRANSFORMS["transpose"].forward([tensor], {})[0] if entry.transform == "transpose" else tensor

@@ -12,6 +12,7 @@ from .layers import (
     Dense,
     Experts,
     HeadNorm,
+    Indexer,
     LatentAttention,
     LayerInput,
     Mamba2,
@@ -43,7 +44,7 @@ def build_block(place: Place, index: int) -> Block:
 def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2:
     """Return what lets positions see each other; linear attention and state spaces show in their tensors."""
     if place.configuration.latent is not None:
-        return _latent_attention(place, prefix)
+        return _latent_attention(place, prefix, index)
     if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
         return _delta_net(place, prefix, place.configuration.delta_heads)
     if place.configuration.state_space is not None and f"{prefix}ssm_in.weight" in place.model.tensors:
@@ -153,7 +154,7 @@ def _mamba2(place: Place, prefix: str, space: StateSpace) -> Mamba2:
     )
 
 
-def _latent_attention(place: Place, prefix: str) -> LatentAttention:
+def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
     configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
     assert latent is not None
     assert rope is not None
@@ -176,6 +177,20 @@ def _latent_attention(place: Place, prefix: str) -> LatentAttention:
         output=place.linear(prefix + "attn_output", hidden, heads * latent.value_size),
         after=_after_attention(place, prefix),
         whole=whole,
+        indexer=_indexer(place, prefix, query_columns, index),
+    )
+
+
+def _indexer(place: Place, prefix: str, query_columns: int, index: int) -> Indexer | None:
+    """Return the indexer of a block; the first one must have one, others may leave the choice to a block before."""
+    sparse, hidden = place.configuration.sparse, place.configuration.hidden
+    if sparse is None or (index and f"{prefix}indexer.attn_k.weight" not in place.model.tensors):
+        return None
+    return Indexer(
+        query=place.linear(prefix + "indexer.attn_q_b", sparse.heads * sparse.size, query_columns),
+        key=place.linear(prefix + "indexer.attn_k", sparse.size, hidden),
+        key_norm=place.norm(prefix + "indexer.k_norm", sparse.size),
+        weights=place.linear(prefix + "indexer.proj", sparse.heads, hidden),
     )
 
 

@@ -23,7 +23,7 @@ from ..formats.huggingface.out.values import recover_values
 from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
 from .temperature import Temperature, read_temperature
 
-__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "StateSpace", "read_configuration"]
+__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "Sparse", "StateSpace", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 Layered = Mapping[str, tuple[int | float, ...]]
@@ -42,6 +42,23 @@ class Latent:
     rank: int
     key_size: int
     value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Sizes of an indexer (see :mod:`.indexer`).
+
+    Attributes:
+        heads: of its queries.
+        size: dimensions of its keys, of which the leading ones are rotated as many as in attention.
+        top: how many positions it chooses.
+        order: how the pairs of rotated dimensions lie.
+    """
+
+    heads: int
+    size: int
+    top: int
+    order: Literal["neox", "interleaved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,7 @@ class Configuration:
         expert_period: of the others, every block whose number, from 1, is a multiple has experts.
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
+        sparse: sizes of the indexer of sparse attention, whose keys are cached behind the latents; None for others.
         delta_heads: those of layers with linear attention, None where there are no such layers.
         state_space: sizes of state space layers, None where there are no such layers.
         rope: rotary positions, None for learned ones.
@@ -182,6 +200,7 @@ class Configuration:
     expert_period: int
     routing: Routing | None
     latent: Latent | None
+    sparse: Sparse | None
     delta_heads: DeltaHeads | None
     state_space: StateSpace | None
     rope: RopeSettings | None
@@ -281,6 +300,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     embedding_scale = _multiplier(model, values, "embedding_multiplier")
     scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     parallel = facts.parallel
+    sparse = _sparse(model, facts, values, rope)
     return Configuration(
         architecture=architecture.name,
         facts=facts,
@@ -288,7 +308,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         hidden=hidden,
         heads=heads,
         kv_heads=int(max(all_kv_heads)),
-        head_size=head_size,
+        head_size=head_size + (0 if sparse is None else sparse.size),
         value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
@@ -310,6 +330,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         expert_period=size("expert_period", 1) or 1,
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
+        sparse=sparse,
         delta_heads=_delta_heads(model, facts, values),
         state_space=_state_space(model, values),
         rope=rope,
@@ -438,6 +459,19 @@ def _latent(model: Model, values: Values, rope: RopeSettings | None) -> Latent |
             path=model.path,
         )
     return latent
+
+
+def _sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSettings | None) -> Sparse | None:
+    if facts.indexer is None:
+        return None
+    heads, size, top = (int(values.get(name, 0)) for name in ("index_heads", "index_dim", "index_top"))
+    rotated = 0 if rope is None else rope.dimensions
+    if heads < 1 or top < 1 or not 0 < rotated <= size:
+        raise ModelError(
+            f"an indexer of {heads} heads of {size} dimensions, of which {rotated} are rotated, that chooses {top} positions is none",
+            path=model.path,
+        )
+    return Sparse(heads, size, top, facts.indexer)
 
 
 def _delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHeads | None:

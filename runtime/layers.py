@@ -14,6 +14,7 @@ __all__ = [
     "Dense",
     "Experts",
     "HeadNorm",
+    "Indexer",
     "LatentAttention",
     "LayerInput",
     "Mamba2",
@@ -70,6 +71,23 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """What chooses the positions that a block attends to, see :mod:`.indexer`.
+
+    Attributes:
+        query: (heads * size, query rank).
+        key: (size, hidden).
+        key_norm: of keys, the mean removed whatever the family's norms are.
+        weights: (heads, hidden): what the scores of heads are multiplied by.
+    """
+
+    query: Linear
+    key: Linear
+    key_norm: Norm
+    weights: Linear
+
+
+@dataclass(frozen=True, slots=True)
 class LatentAttention:
     """Projections of latent attention (DeepSeek-V2, arXiv:2405.04434), see :class:`~.configuration.Latent`.
 
@@ -85,6 +103,7 @@ class LatentAttention:
         output: (hidden, heads * value size).
         after: of the result.
         whole: the matrix of which keys and values are parts, where the file has them in one.
+        indexer: of sparse attention, None in others, and where a block before has chosen.
     """
 
     norm: Norm | None
@@ -98,6 +117,7 @@ class LatentAttention:
     output: Linear
     after: Norm | None = None
     whole: Matrix | None = None
+    indexer: Indexer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,13 +111,19 @@ def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) ->
         return (_shared_input(layer.entering), output)
     heads = len(layer.keys)
     query = (layer.query,) if layer.query_down is None else (layer.query_down,)
-    later = () if layer.query_down is None else (_shared_input(layer.query),)
+    indexer = layer.indexer
+    beside = () if indexer is None else (indexer.key, indexer.weights)
+    later = (
+        ()
+        if layer.query_down is None
+        else (_shared_input(layer.query, *(() if indexer is None else (indexer.query,))),)
+    )
     if layer.whole is not None:
         latent = [StageInput((layer.whole.name,), layer.whole.columns)]
     else:
         parts = (layer.keys[0].matrix, layer.values[0].matrix)
         latent = [StageInput(tensor_names([it]), it.columns, heads) for it in parts]
-    return (_shared_input(*query, layer.down), *later, *latent, output)
+    return (_shared_input(*query, layer.down, *beside), *later, *latent, output)
 
 
 def _shared_input(*linears: Linear) -> StageInput:

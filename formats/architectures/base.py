@@ -258,6 +258,8 @@ class RuntimeFacts:
         feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
         positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
         attention_scale: queries are divided by the square root of this, unless there is a hyper-parameter ``attention_multiplier``.
+        indexer: whether each position attends to so many of those before it, which an indexer in some or all blocks chooses, and how the pairs of its
+            rotated dimensions lie; None: there is no choice.
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
@@ -291,6 +293,7 @@ class RuntimeFacts:
     feed_forward: Literal["gated", "gated_fused", "plain"]
     positions: Literal["rope", "learned"]
     attention_scale: Expression
+    indexer: Literal["neox", "interleaved"] | None = None
     scale_embedding: bool = False
     sliding_period: Expression | None = None
     chunked: bool = False

@@ -37,7 +37,10 @@ def load_architecture(source: str | Path) -> Architecture:
 def built_in_architectures() -> tuple[Architecture, ...]:
     """Return the architectures that ship with qconv, by name."""
     files = (item for item in resources.files(__package__).iterdir() if item.name.endswith(".json"))
-    return tuple(load_architecture(item.read_text(encoding="utf-8")) for item in sorted(files, key=lambda f: f.name))
+    return tuple(
+        load_architecture(item.read_text(encoding="utf-8"))
+        for item in sorted(files, key=lambda f: f.name.removesuffix(".json"))
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -287,6 +290,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
         positions=_choice(fields, "positions", ("rope", "learned")),
         attention_scale=_expression(fields, "attention_scale"),
+        indexer=_choice(fields, "indexer", ("neox", "interleaved")) if "indexer" in fields else None,
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
         chunked=fields.flag("chunked", False),
@@ -386,6 +390,8 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         demand(facts.rotated_when.names if facts.rotated_when else frozenset(), "'rotated_when'")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
         demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
+        if facts.indexer is not None:
+            demand({"index_heads", "index_dim", "index_top", "kv_rank", "q_rank"}, "'indexer'")
         if facts.unrotated_temperature:
             demand({"temperature_slope", "temperature_length"}, "'unrotated_temperature'")
     demand({"layers"}, "{layer}")

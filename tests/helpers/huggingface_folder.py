@@ -30,6 +30,8 @@ LATENT = {
     "moe_intermediate_size": 12,
 }
 
+INDEXED = {"q_lora_rank": 6, "index_n_heads": 8, "index_head_dim": 8, "index_topk": 12}
+
 MULTIPLIERS = {
     "embedding_multiplier": 2.0,
     "residual_multiplier": 0.5,
@@ -265,6 +267,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "interleave_moe_layer_step": 2,
         "attention_chunk_size": 7,
         "floor_scale": 5,
+    },
+    "deepseek32": CONFIG | LATENT | INDEXED | {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"},
+    "glm-dsa": CONFIG
+    | LATENT
+    | INDEXED
+    | {
+        "architectures": ["GlmMoeDsaForCausalLM"],
+        "model_type": "glm_moe_dsa",
+        "num_hidden_layers": 3,
+        "indexer_types": ["full", "shared", "full"],
+        "index_topk": 30,
     },
     "hunyuan-dense": CONFIG | {"architectures": ["HunYuanDenseV1ForCausalLM"], "model_type": "hunyuan_v1_dense", "head_dim": 8},
     "phi2": CONFIG | {"architectures": ["PhiForCausalLM"], "model_type": "phi"},

@@ -78,6 +78,7 @@ LLAMA4 = {
     "head_dim": 32,
     "num_hidden_layers": 5,
 }
+INDEXED = {"q_lora_rank": 48, "index_n_heads": 16, "index_head_dim": 64, "index_topk": 16}
 MINICPM3 = {
     key: LATENT[key]
     for key in ("num_key_value_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -203,6 +204,10 @@ CASES = (
     case("mistral3", "Ministral3ForCausalLM", head_dim=32, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)),
     case("mistral4", "Mistral4ForCausalLM", **LATENT | {"n_shared_experts": 1, "first_k_dense_replace": 0}, q_lora_rank=48, rope_parameters=MISTRAL4),
     case("mistral4-dense-groups", "Mistral4ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.8, tie_word_embeddings=True, rope_parameters=MISTRAL4),
+    # GLM's latents are normalised with 1e-6 in transformers, and with what the configuration says in llama.cpp
+    case("deepseek32", "DeepseekV32ForCausalLM", **LATENT | INDEXED | {"n_routed_experts": 8}, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
+    case("glm-dsa", "GlmMoeDsaForCausalLM", **LATENT | INDEXED, rms_norm_eps=1e-6),
+    case("glm-dsa-shared", "GlmMoeDsaForCausalLM", **LATENT | INDEXED | {"num_hidden_layers": 5}, indexer_types=["full", "shared", "full", "shared", "shared"], tie_word_embeddings=True, rms_norm_eps=1e-6),
     case("llama4", "Llama4ForCausalLM", **LLAMA4, rope_parameters=LLAMA3 | {"high_freq_factor": 1.0}),
     case("llama4-interleaved", "Llama4ForCausalLM", **LLAMA4 | {"intermediate_size": 16, "num_local_experts": 128, "num_experts_per_tok": 3}, interleave_moe_layer_step=2, use_qk_norm=False, tie_word_embeddings=True),
     case("llama4-yarn", "Llama4ForCausalLM", **LLAMA4, rope_parameters=yarn()),

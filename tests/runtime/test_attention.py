@@ -86,6 +86,22 @@ def test_chunks_hide_what_lies_before_them(count: int, total: int, window: int) 
         assert np.abs(out - wanted).max() < 2e-6
 
 
+@pytest.mark.parametrize(("count", "total"), [(1, 40), (37, 37), (20, 53)])
+def test_positions_that_are_not_chosen_are_hidden(count: int, total: int) -> None:
+    queries, keys, values = random_heads(4, 2, count, total)
+    chosen = np.random.default_rng(3).random((count, total)) < 0.2
+    chosen[np.arange(count), total - count + np.arange(count)] = True  # itself
+    wanted = np.zeros((count, 4, 8))
+    for i in range(count):
+        seen = np.flatnonzero(chosen[i, : total - count + i + 1])
+        single = written_out(queries[:, i : i + 1], keys[:, seen], values[:, seen], 0.35, None, None)
+        wanted[i] = single[0]
+    for query_tile, key_tile in ((128, 1024), (8, 8), (5, 16)):
+        out = np.full((count, 4, 8), np.nan, np.float32)
+        attend(queries, keys, values, out, scale=0.35, chosen=chosen, query_tile=query_tile, key_tile=key_tile)
+        assert np.abs(out - wanted).max() < 2e-6
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_sinks_take_their_share_and_give_nothing(window: int | None) -> None:
     queries, keys, values = random_heads(4, 2, 37, 50)

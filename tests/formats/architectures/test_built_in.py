@@ -27,17 +27,26 @@ _OTHER_STEMS = {
 _WITHOUT_SUFFIX = ("blk.3.ssm_a", "blk.3.ssm_d")
 
 
+# what llama.cpp has and this gguf package does not yet: a key, and an architecture whose names are those of another
+_LATER_KEYS = {"attention.indexer.types"}
+_LATER_ARCHITECTURES = {"deepseek32": "glm-dsa"}
+
+
 def known_keys() -> set[str]:
     """Every GGUF key that the gguf package defines, without the architecture's prefix."""
+    return {key.removeprefix("{arch}.") for key in keys_of(gguf.constants.Keys)} | _LATER_KEYS
+
+
+def keys_of(group: type) -> set[str]:
     found: set[str] = set()
-    for group in vars(gguf.constants.Keys).values():
-        if isinstance(group, type):
-            found |= {value for value in vars(group).values() if isinstance(value, str)}
-    return {key.removeprefix("{arch}.") for key in found}
+    for value in vars(group).values():
+        found |= keys_of(value) if isinstance(value, type) else {value} if isinstance(value, str) else set()
+    return found
 
 
 def architecture_id(name: str) -> gguf.MODEL_ARCH:
-    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+    known = _LATER_ARCHITECTURES.get(name, name)
+    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == known)
 
 
 @ALL
@@ -74,6 +83,7 @@ def _stem(name: str) -> tuple[str, str]:
 def test_keys_are_gguf_keys(architecture: Architecture) -> None:
     known = known_keys()
     keys = [key for parameter in architecture.hyper_parameters for key in parameter.keys]
+    keys += [key for parameter in architecture.per_layer for key in parameter.keys]
     assert len(set(keys)) == len(keys)
     assert set(keys) <= known
     assert {"block_count", "context_length", "embedding_length", "attention.head_count"} <= set(keys)
