@@ -1,6 +1,6 @@
 """Which matrices of a model GPTQ and AWQ folders hold packed: every linear layer of every block, by Hugging Face's name, but the routers.
 
-The embedding, the output, routers and indexers' weights of heads stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
+The embedding, the output, routers, indexers' weights of heads and rates of linear attention stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
 matrices; families whose experts lie in one tensor without names of their own are refused.
 """
 
@@ -24,8 +24,16 @@ from ..quantizers.group_rounding import Grid
 
 __all__ = ["PackedLinear", "PackedSubject", "check_sizes", "expert_by_expert", "packed_subject"]
 
-# an indexer's weights are few, and loaders hold them in float32
-_LEFT_OUT: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "indexer.proj.weight")
+# an indexer's weights and the rates of linear attention are few, and loaders hold them in float32
+_LEFT_OUT: Final = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "indexer.proj.weight",
+    "ssm_alpha.weight",
+    "ssm_beta.weight",
+    "ssm_ba.weight",
+)
+_KERNELS: Final = "ssm_conv1d.weight"  # of single channels: no matrix that meets a vector
 _WEIGHT: Final = ".weight"
 _SIZES: Final = (128, 64, 32)  # groups that runtimes take
 
@@ -64,7 +72,7 @@ class PackedSubject:
     Attributes:
         prepared: under Hugging Face's names, with the documents of its folder.
         linears: by the name of the tensor that each stands for.
-        left_out: names of the linear layers of blocks that are not packed: routers, and indexers' weights of heads.
+        left_out: names of the linear layers of blocks that are not packed: routers, indexers' weights of heads, rates of linear attention.
     """
 
     prepared: Model
@@ -132,7 +140,7 @@ def check_sizes(subject: PackedSubject, grid: Grid) -> None:
 
 
 def _is_matrix(name: str) -> bool:
-    return name.endswith(_WEIGHT) and "norm" not in name
+    return name.endswith(_WEIGHT) and "norm" not in name and not name.endswith(_KERNELS)
 
 
 def expert_by_expert(model: Model, context: OpenContext) -> Model:

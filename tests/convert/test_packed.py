@@ -386,7 +386,7 @@ SIZES = {
     "shared_expert_intermediate_size": 16,
 }
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe"))
+FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe", "granitehybrid"))
 # packed folders have no stacked experts
 DENSE: dict[str, dict[str, Any]] = {
     "gemma4": {"enable_moe_block": False, "num_experts": None, "head_dim": 8, "hidden_size_per_layer_input": 8}
@@ -495,7 +495,7 @@ def test_experts_without_tokens_are_named(tmp_path: Path) -> None:
     assert unseen[0] in note
 
 
-@pytest.mark.parametrize("family", ["gpt-oss", "granitemoe"])
+@pytest.mark.parametrize("family", ["gpt-oss", "granitemoe", "granitehybrid"])
 def test_experts_without_names_are_refused(family: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds all experts in one"):
         pack(in_memory(family, tmp_path / "tiny"), tmp_path / "out", PackedRequest("gptq", group_size=8))
