@@ -127,6 +127,7 @@ CASES = (
         "full_attention": {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.5, "factor": 2.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
     }),
+    case("gemma4-unified", "Gemma4UnifiedForCausalLM", **{key: GEMMA4[key] for key in GEMMA4 if key != "hidden_size_per_layer_input"}),
     case("gemma4-experts", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32),
     case("phi3", "Phi3ForCausalLM"),
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_folder import CONFIGS, architecture_named, hf_shapes, random_weights, stored, write_folder
+from memory_model import tensor as memory_tensor
+from qconv_encodings import ENCODINGS
 from tiny_networks import open_folder
 
 import qconv
 from qconv.errors import ModelError
+from qconv.formats.architectures import map_names
+from qconv.formats.huggingface.assembly import assemble
+from qconv.formats.huggingface.checkpoint import open_checkpoint
 from qconv.formats.huggingface.configuration import check_configuration, read_hyper_parameters, text_section
 from qconv.formats.huggingface.rope import read_rope
 
@@ -145,3 +151,15 @@ def test_there_and_back_without_what_the_file_keeps(tmp_path: Path) -> None:
     }
     with open_folder(tmp_path / "source") as source, open_folder(tmp_path / "back") as back:
         assert source.tensors.keys() == back.tensors.keys()
+
+
+def test_a_scale_of_a_tensor_does_not_take_the_place_of_the_models_own(tmp_path: Path) -> None:
+    """GGUF calls both the experts' weights in a sum, and the scale of an NVFP4 tensor, ``ffn_down_exps.scale``."""
+    shapes = hf_shapes(GEMMA4, CONFIG)
+    values, label = values_of(CONFIG), "model.layers.0.experts.down_proj"
+    write_folder(tmp_path / "m", CONFIG, stored(random_weights(shapes)))
+    with closing(open_checkpoint(tmp_path / "m")) as checkpoint:
+        names = map_names(GEMMA4, checkpoint.tensors, values)
+        scale = memory_tensor(f"{label}_scale", np.ones(3, np.float32))
+        with pytest.raises(ModelError, match=r"blk\.0\.ffn_down_exps\.scale in GGUF another tensor"):
+            assemble(names, checkpoint.tensors, values, ENCODINGS, {label: scale})

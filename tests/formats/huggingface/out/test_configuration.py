@@ -276,6 +276,7 @@ SCALINGS: dict[str, list[dict[str, Any]]] = {
         for factor in (8.0, 32.0)
     ],
     "longrope": [{"short_factor": [1.0, 1.5], "long_factor": [2.0, 6.5]}],
+    "proportional": [{"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.0}, {"factor": 4.0}],
 }
 
 
@@ -327,6 +328,15 @@ def test_an_odd_table_of_frequencies_is_kept_as_it_is() -> None:
     found = rebuild_rope(architecture, values, {}, {"rope_freqs.weight": constant("x", table, "")})["rope_scaling"]
     assert found["rope_type"] == "longrope"
     assert found["long_factor"] == found["short_factor"] == [1.0, 7.0, 3.0, 2.0]
+
+
+def test_an_odd_table_that_no_proportion_gives_is_refused() -> None:
+    architecture = architecture_named("gemma4")
+    values = read_hyper_parameters(architecture, CONFIGS["gemma4"], Path("config.json"))
+    for row in ([1.0, 1e30, 1.0, 1e30], [1.0, 2.0, 1e30, 1e30], [1.0, 1.0, 1.0, 5.0]):
+        table = {"rope_freqs.weight": constant("x", np.array([row], np.float32), "")}
+        with pytest.raises(ModelError, match="frequencies"):
+            rebuild_rope(architecture, values, {}, table)
 
 
 def test_hostile_keys_are_not_believed(tmp_path: Path, context: OpenContext) -> None:
