@@ -24,7 +24,13 @@ from ..quantizers.group_rounding import Grid
 
 __all__ = ["PackedLinear", "PackedSubject", "check_sizes", "expert_by_expert", "packed_subject"]
 
-_ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+_ROUTERS: Final = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "altup_router.weight",
+    "altup_predict_coef.weight",  # of streams, as routers of experts
+    "altup_correct_coef.weight",
+)
 _WEIGHT: Final = ".weight"
 _SIZES: Final = (128, 64, 32)  # groups that runtimes take
 

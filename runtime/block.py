@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .alternating import correct_streams, learned_residual, predict_streams
 from .elementwise import sigmoid
-from .feed_forward import dense, mixture
+from .feed_forward import dense, mixture, sparse_dense
 from .latent_attention import latent_attention
-from .layer_inputs import take_up
-from .layers import Beside, Block, Experts, LatentAttention, Norm
+from .layer_inputs import layer_addition
+from .layers import Alternating, Beside, Block, Experts, LatentAttention, Norm
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
@@ -26,7 +28,9 @@ __all__ = ["run_attention", "run_block", "run_feed_forward"]
 
 def run_block(run: Run, block: Block, hidden: Floats) -> None:
     """Carry the residual stream, float32 (rows, hidden), through a block, in place."""
-    if run.configuration.parallel:
+    if block.alternating is not None:
+        _run_alternating(run, block, block.alternating, hidden)
+    elif run.configuration.parallel:
         _run_side_by_side(run, block, hidden)
     else:
         run_attention(run, block, hidden)
@@ -45,7 +49,8 @@ def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's feed-forward to the residual stream, in place. Not for parallel blocks."""
     inputs = _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.after, _feed_forward(run, block, inputs, hidden), hidden)
-    take_up(run, block, hidden)
+    if block.layer_input is not None:
+        hidden += layer_addition(run, block, hidden)
     if block.scale is not None:
         hidden *= block.scale.decode()
     run.passed(0.5)
@@ -61,6 +66,26 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
     run.passed(0.5)
 
 
+def _run_alternating(run: Run, block: Block, layer: Alternating, hidden: Floats) -> None:
+    """Run the first of several predicted streams through a block, and correct all of them, (rows, streams * hidden), by what that changed."""
+    streams = hidden.reshape(len(hidden), -1, run.configuration.hidden)
+    predicted = predict_streams(run, layer, streams)
+    active = predicted[:, 0].copy()
+    inputs = _normalised(run, block.attention.norm, active)
+    learned = learned_residual(run, layer, inputs)
+    _add(run, block.attention.after, _attention(run, block, inputs), active)
+    active += learned
+    active *= np.float32(math.sqrt(0.5))
+    run.passed(0.5)
+    inputs = _normalised(run, block.feed_forward_norm, active)
+    _add(run, block.after, _feed_forward(run, block, inputs, active), active)
+    correct_streams(run, layer, predicted, active)
+    first = predicted[:, 0] * layer.scale.decode()
+    predicted[:, 1:] += layer_addition(run, block, first)[:, None]
+    streams[...] = predicted
+    run.passed(0.5)
+
+
 def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
     if isinstance(block.attention, LatentAttention):
         return latent_attention(run, block.index, block.attention, inputs)
@@ -71,6 +96,9 @@ def _feed_forward(run: Run, block: Block, inputs: Floats, hidden: Floats) -> Flo
     """Return what a feed-forward makes of its normalised ``inputs``; ``hidden`` is the residual stream that they come from."""
     layer, activation = block.feed_forward, run.configuration.facts.activation
     if not isinstance(layer, Experts):
+        share = run.configuration.layer_sparsity(block.index)
+        if share:
+            return sparse_dense(run.workers, layer, activation, share, inputs, run.hooks)
         return dense(run.workers, layer, activation, inputs, run.hooks)
     assert run.configuration.routing is not None
     if layer.beside is not None:

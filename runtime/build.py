@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
 from .configuration import Latent
-from .layers import Attention, Beside, Block, Dense, Experts, LatentAttention, LayerInput, Norm
+from .layers import Alternating, Attention, Beside, Block, Dense, Experts, LatentAttention, LayerInput, Norm
 from .place import Place
 from .weights import Linear, Matrix, Vector
 
@@ -26,6 +26,7 @@ def build_block(place: Place, index: int) -> Block:
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
+        _alternating(place, prefix),
     )
 
 
@@ -34,6 +35,23 @@ def _after_attention(place: Place, prefix: str) -> Norm | None:
     if _AFTER_ATTENTION in place.configuration.facts.feed_forward_norm:
         return None
     return place.norm_if_there(prefix + _AFTER_ATTENTION, place.configuration.hidden)
+
+
+def _alternating(place: Place, prefix: str) -> Alternating | None:
+    if f"{prefix}altup_router.weight" not in place.model.tensors:
+        return None
+    hidden, streams = place.configuration.hidden, place.configuration.streams
+    right = place.linear(prefix + "laurel_r", hidden, None)
+    return Alternating(
+        router=place.linear(prefix + "altup_router", streams, hidden),
+        router_norm=place.norm(prefix + "altup_router_norm", hidden),
+        predict=place.linear(prefix + "altup_predict_coef", streams * streams, streams),
+        correct=place.linear(prefix + "altup_correct_coef", streams, streams),
+        scale=Vector(place.tensor(prefix + "altup_correct_scale.weight", (hidden,)), 0, hidden),
+        left=place.linear(prefix + "laurel_l", right.matrix.columns, hidden),
+        right=right,
+        learned_after=place.norm(prefix + "laurel_post_norm", hidden),
+    )
 
 
 def _layer_input(place: Place, prefix: str) -> LayerInput | None:

@@ -99,6 +99,7 @@ class Configuration:
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
+        streams: residual streams, of which blocks compute the first.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
         layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
     """
@@ -131,6 +132,7 @@ class Configuration:
     latent: Latent | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
+    streams: int = 1
     layer_input: int = 0
     layered: Layered = field(default_factory=lambda: MappingProxyType({}))
 
@@ -155,6 +157,10 @@ class Configuration:
     def keys_from(self, layer: int) -> int:
         """Return the layer whose keys and values a layer (counted from 0) reads: itself, or one before it."""
         return self._own("keys_from", layer, layer)
+
+    def layer_sparsity(self, layer: int) -> float:
+        """Return the share of a feed-forward's gate that a layer (counted from 0) leaves out, if it is normally distributed."""
+        return float(self.layered["sparsity"][layer]) if "sparsity" in self.layered else 0.0
 
     def lends_keys(self, layer: int) -> bool:
         """Whether a later layer reads the keys and values of this one (counted from 0)."""
@@ -246,6 +252,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         latent=_latent(model, values, rope),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
+        streams=size("streams", 1),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
     )

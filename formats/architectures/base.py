@@ -80,6 +80,7 @@ class HyperParameter:
         minimum: the least that a ``uint32`` may be.
         stored: how GGUF's number is made of the configuration's, where they differ.
         from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
+        from_source: whether, for want of a key, the source's own configuration is believed on the way back, where it is known.
     """
 
     name: str
@@ -93,6 +94,7 @@ class HyperParameter:
     minimum: int = 1
     stored: Stored | None = None
     from_layers: FromLayers | None = None
+    from_source: bool = False
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
         """Return what GGUF has where the configuration is silent, given the hyper-parameters before this one; None for nothing."""
@@ -118,7 +120,7 @@ class Check:
         config: key of ``config.json``.
         problem: what goes wrong otherwise, for the message.
         severity: ``error`` stops; ``note`` tells the user.
-        allowed: literal values that are fine, the first being the one written on the way back; None alone allows none but null.
+        allowed: literal values that are fine, of a list each, the first being the one written on the way back; None alone allows none but null.
         equals: what the value must be.
         at_least: what the value must not be below.
         absent: what a missing or null key means; None passes the check.

@@ -123,6 +123,7 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         from_layers=_from_layers(fields.take("from_layers"), f"{where}: hyper-parameter {name!r}", path)
         if "from_layers" in fields
         else None,
+        from_source=fields.flag("from_source", False),
     )
     fields.finish()
     if required and not found.config:
