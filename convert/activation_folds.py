@@ -71,7 +71,8 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
             add(block.attention.norm, (*_reading(block.attention), *entering), moment)
         else:
             first = _reading(block.attention)
-            add(block.attention.norm, first, first[0].matrix.name)
+            if block.alternating is None:  # else what attention reads is added to the stream as well
+                add(block.attention.norm, first, first[0].matrix.name)
             add(block.feed_forward_norm, entering, moment)
         attention = block.attention
         if isinstance(attention, LatentAttention):
