@@ -78,9 +78,9 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
     if configuration.keys_from(index) != index:
         query, key, value = place.linear(prefix + "attn_q", sizes[0], hidden), None, None
         place.ignore(*(f"{prefix}attn_{name}.weight" for name in ("k", "v", "k_norm")))
-    elif configuration.facts.normalised_values and f"{prefix}attn_v.weight" not in place.model.tensors:
+    elif configuration.keys_as_values and configuration.layer_window(index) is None:
         query, key = (
-            place.linear(prefix + kind, rows, hidden) for kind, rows in zip(("attn_q", "attn_k"), sizes, strict=False)
+            place.linear(prefix + kind, rows, hidden) for kind, rows in (("attn_q", sizes[0]), ("attn_k", sizes[1]))
         )
         value = None
     elif f"{prefix}attn_qkv.weight" in place.model.tensors:

@@ -99,6 +99,7 @@ class Configuration:
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
+        keys_as_values: whether layers that see everything have no projection of values: they are what that of keys gives.
         streams: residual streams, of which blocks compute the first.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
         layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
@@ -132,6 +133,7 @@ class Configuration:
     latent: Latent | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
+    keys_as_values: bool = False
     streams: int = 1
     layer_input: int = 0
     layered: Layered = field(default_factory=lambda: MappingProxyType({}))
@@ -252,6 +254,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         latent=_latent(model, values, rope),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
+        keys_as_values=bool(values.get("keys_as_values")),
         streams=size("streams", 1),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
