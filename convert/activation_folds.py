@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, Block, Dense, Experts, LatentAttention, Norm
+from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -77,8 +77,9 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         attention = block.attention
         if isinstance(attention, LatentAttention):
             if attention.query_down is not None:
-                add(attention.query_down_norm, (attention.query,), attention.query.matrix.name)
-        elif _gives_way(network, attention) and attention.value is not None:
+                chooser = () if attention.indexer is None else (attention.indexer.query,)
+                add(attention.query_down_norm, (attention.query, *chooser), attention.query.matrix.name)
+        elif isinstance(attention, Attention) and attention.value is not None and _gives_way(network, attention):
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
             for layer, expert in _feed_forwards(block):
@@ -93,10 +94,15 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     return tuple(it for it in (first, giver.bias) if it is not None)
 
 
-def _reading(attention: Attention | LatentAttention) -> tuple[Linear, ...]:
+def _reading(attention: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
     if isinstance(attention, LatentAttention):
-        return (attention.query if attention.query_down is None else attention.query_down, attention.down)
+        chooser = () if attention.indexer is None else (attention.indexer.key, attention.indexer.weights)
+        return (attention.query if attention.query_down is None else attention.query_down, attention.down, *chooser)
+    if isinstance(attention, DeltaNet):
+        return (attention.mixed, attention.gate, *attention.rates)
+    if isinstance(attention, Mamba2):
+        return (attention.entering,)
     return attention.projections
 
 

@@ -1,6 +1,6 @@
 """Which matrices of a model GPTQ and AWQ folders hold packed: every linear layer of every block, by Hugging Face's name, but the routers.
 
-The embedding, the output and routers stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
+The embedding, the output, routers, indexers' weights of heads and rates of linear attention stay as they are, as the reference implementations leave them. Every expert of a mixture has its own
 matrices; families whose experts lie in one tensor without names of their own are refused.
 """
 
@@ -24,13 +24,19 @@ from ..quantizers.group_rounding import Grid
 
 __all__ = ["PackedLinear", "PackedSubject", "check_sizes", "expert_by_expert", "packed_subject"]
 
-_ROUTERS: Final = (
+# an indexer's weights and the rates of linear attention are few, and loaders hold them in float32
+_LEFT_OUT: Final = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
-    "altup_router.weight",
-    "altup_predict_coef.weight",  # of streams, as routers of experts
+    "indexer.proj.weight",
+    "ssm_alpha.weight",
+    "ssm_beta.weight",
+    "ssm_ba.weight",
+    "altup_router.weight",  # of streams, as routers of experts
+    "altup_predict_coef.weight",
     "altup_correct_coef.weight",
 )
+_KERNELS: Final = "ssm_conv1d.weight"  # of single channels: no matrix that meets a vector
 _WEIGHT: Final = ".weight"
 _SIZES: Final = (128, 64, 32)  # groups that runtimes take
 
@@ -69,7 +75,7 @@ class PackedSubject:
     Attributes:
         prepared: under Hugging Face's names, with the documents of its folder.
         linears: by the name of the tensor that each stands for.
-        left_out: names of the linear layers of blocks that are not packed: routers.
+        left_out: names of the linear layers of blocks that are not packed: routers, indexers' weights of heads, rates of linear attention.
     """
 
     prepared: Model
@@ -106,7 +112,7 @@ def packed_subject(model: Model, context: OpenContext) -> PackedSubject:
                         tensor=name,
                         remedy="This family has no packed form; choose another format.",
                     )
-                if canonical[0].endswith(_ROUTERS):
+                if canonical[0].endswith(_LEFT_OUT):
                     left_out.append(name.removesuffix(_WEIGHT))
                     continue
                 weight = TRANSFORMS["transpose"].forward([tensor], {})[0] if entry.transform == "transpose" else tensor
@@ -137,7 +143,7 @@ def check_sizes(subject: PackedSubject, grid: Grid) -> None:
 
 
 def _is_matrix(name: str) -> bool:
-    return name.endswith(_WEIGHT) and "norm" not in name
+    return name.endswith(_WEIGHT) and "norm" not in name and not name.endswith(_KERNELS)
 
 
 def expert_by_expert(model: Model, context: OpenContext) -> Model:
@@ -145,7 +151,8 @@ def expert_by_expert(model: Model, context: OpenContext) -> Model:
     key = f"{PREFIX}names"
     recorded = read_recorded(model.metadata)
     named = [it for it in context.architectures.values() if it.gguf == model.architecture]
-    if not recorded.forms or not any(entry.per_expert for it in named for entry in it.tensors):
+    forms = sorted({entry.hf[0] for it in named for entry in it.tensors if entry.per_expert})
+    if not forms:
         return model
-    kept = {} if recorded.prefix is None else {"prefix": list(recorded.prefix)}
+    kept = {"forms": forms} | ({} if recorded.prefix is None else {"prefix": list(recorded.prefix)})
     return replace(model, metadata=MappingProxyType({**model.metadata, key: string(json.dumps(kept))}))

@@ -43,8 +43,9 @@ def exact_values(
     found: dict[str, NDArray[np.generic]] = {}
     start = 0
     for name in names:
-        found[name] = values[start : start + tensors[name].columns]
-        start += tensors[name].columns
+        size = tensors[name].row_count * tensors[name].columns
+        found[name] = values[start : start + size]
+        start += size
     return found if start == len(values) else {}
 
 

@@ -18,6 +18,8 @@ a model larger than memory runs::
 ``block``            one block: attention and feed-forward around the residual stream
 ``self_attention``   attention with keys and values for every head or group of heads
 ``latent_attention`` attention with keys and values from one short vector
+``indexer``          which positions sparse attention attends to
+``temperature``      queries that grow with the position
 ``attention``        causal attention by tiles, with running maxima and sums
 ``rope``             rotary positions
 ``feed_forward``     gated and plain feed-forward, mixtures of experts

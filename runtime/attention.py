@@ -29,6 +29,8 @@ def attend(
     scale: float,
     cap: float | None = None,
     window: int | None = None,
+    chunked: bool = False,
+    chosen: NDArray[np.bool_] | None = None,
     sinks: Floats | None = None,
     query_tile: int = _QUERY_TILE,
     key_tile: int = _KEY_TILE,
@@ -42,6 +44,8 @@ def attend(
         scale: logits are multiplied by it.
         cap: logits x become ``cap * tanh(x / cap)``; None: no cap.
         window: how many positions are seen, the query's own included; None: all.
+        chunked: whether those are seen that are in the query's own chunk of ``window`` positions instead.
+        chosen: bool (n, m): which of the positions that could be seen are; None: all. Each query must see one.
         sinks: float32 (heads,): the logit of one more position per head, which takes its share and gives nothing; None: there is none.
         query_tile: positions of a tile of queries.
         key_tile: positions of a tile of keys.
@@ -52,24 +56,38 @@ def attend(
     before = total - count
     for start in range(0, count, query_tile):
         stop = min(start + query_tile, count)
-        first = 0 if window is None else max(0, before + start - window + 1)
+        first = _first_seen(before + start, window, chunked)
         tiles = [(low, min(low + key_tile, before + stop)) for low in range(first, before + stop, key_tile)]
-        hidden = [_hidden(before + start, before + stop, low, high, window) for low, high in tiles]
+        hidden = [_hidden(before + start, before + stop, low, high, window, chunked) for low, high in tiles]
+        if chosen is not None:
+            hidden = [
+                ~chosen[start:stop, low:high] | (False if mask is None else mask)
+                for (low, high), mask in zip(tiles, hidden, strict=True)
+            ]
         for kv_head in range(kv_heads):
-            chosen = slice(kv_head * group, (kv_head + 1) * group)
-            tile = np.multiply(queries[chosen, start:stop], np.float32(scale))
+            served = slice(kv_head * group, (kv_head + 1) * group)
+            tile = np.multiply(queries[served, start:stop], np.float32(scale))
             result = _attend_tile(
-                tile, keys[kv_head], values[kv_head], tiles, hidden, cap, None if sinks is None else sinks[chosen]
+                tile, keys[kv_head], values[kv_head], tiles, hidden, cap, None if sinks is None else sinks[served]
             )
-            out[start:stop, chosen] = result.transpose(1, 0, 2)
+            out[start:stop, served] = result.transpose(1, 0, 2)
 
 
-def _hidden(start: int, stop: int, low: int, high: int, window: int | None) -> NDArray[np.bool_] | None:
+def _first_seen(position: int, window: int | None, chunked: bool) -> int:
+    if window is None:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
+
+
+def _hidden(start: int, stop: int, low: int, high: int, window: int | None, chunked: bool) -> NDArray[np.bool_] | None:
     """Return bool (queries, keys): what queries at positions start to stop must not see of keys low to high; None: they see all."""
-    if high - 1 <= start and (window is None or stop - 1 - low < window):
+    if high - 1 <= start and _first_seen(stop - 1, window, chunked) <= low:
         return None
-    distance = np.arange(start, stop)[:, None] - np.arange(low, high)
-    return distance < 0 if window is None else (distance < 0) | (distance >= window)
+    queries, keys = np.arange(start, stop)[:, None], np.arange(low, high)
+    later = keys > queries
+    if window is None:
+        return later
+    return later | (keys // window < queries // window if chunked else queries - keys >= window)
 
 
 def _attend_tile(

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .alternating import correct_streams, learned_residual, predict_streams
+from .delta_net import delta_net
 from .elementwise import sigmoid
 from .feed_forward import dense, mixture, sparse_dense
 from .latent_attention import latent_attention
 from .layer_inputs import layer_addition
-from .layers import Alternating, Beside, Block, Experts, LatentAttention, Norm
+from .layers import Alternating, Beside, Block, DeltaNet, Experts, LatentAttention, Mamba2, Norm
+from .mamba2 import mamba2
 from .norms import norm_function
 from .run import Run
 from .self_attention import self_attention
@@ -89,6 +91,10 @@ def _run_alternating(run: Run, block: Block, layer: Alternating, hidden: Floats)
 def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
     if isinstance(block.attention, LatentAttention):
         return latent_attention(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, DeltaNet):
+        return delta_net(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, Mamba2):
+        return mamba2(run, block.index, block.attention, inputs)
     return self_attention(run, block.index, block.attention, inputs)
 
 

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
-from .configuration import Latent
-from .layers import Alternating, Attention, Beside, Block, Dense, Experts, LatentAttention, LayerInput, Norm
+from .configuration import DeltaHeads, Latent, StateSpace
+from .layers import (
+    Alternating,
+    Attention,
+    Beside,
+    Block,
+    DeltaNet,
+    Dense,
+    Experts,
+    HeadNorm,
+    Indexer,
+    LatentAttention,
+    LayerInput,
+    Mamba2,
+    Norm,
+)
 from .place import Place
 from .weights import Linear, Matrix, Vector
 
@@ -17,17 +31,27 @@ def build_block(place: Place, index: int) -> Block:
     """Return block ``index``. Raises MissingTensorError or ShapeError with the name of a tensor."""
     configuration, prefix = place.configuration, f"blk.{index}."
     facts = configuration.facts
-    routed = configuration.routing is not None and index >= configuration.dense_layers
     return Block(
         index,
-        _attention(place, prefix, index) if configuration.latent is None else _latent_attention(place, prefix),
+        _token_mixer(place, prefix, index),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
-        _experts(place, prefix) if routed else _dense(place, prefix),
+        _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
         _alternating(place, prefix),
     )
+
+
+def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2:
+    """Return what lets positions see each other; linear attention and state spaces show in their tensors."""
+    if place.configuration.latent is not None:
+        return _latent_attention(place, prefix, index)
+    if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
+        return _delta_net(place, prefix, place.configuration.delta_heads)
+    if place.configuration.state_space is not None and f"{prefix}ssm_in.weight" in place.model.tensors:
+        return _mamba2(place, prefix, place.configuration.state_space)
+    return _attention(place, prefix, index)
 
 
 def _after_attention(place: Place, prefix: str) -> Norm | None:
@@ -72,7 +96,10 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
         configuration.layer_head_size(index),
         configuration.layer_kv_heads(index),
     )
-    sizes = (configuration.heads * head, kv_heads * head, kv_heads * head)
+    plain = HeadNorm((Norm(None),)) if configuration.plain_head_norms and configuration.layer_rope(index) else None
+    wide = configuration.heads * head
+    asked = 2 * wide if configuration.facts.gated_attention else wide
+    sizes = (asked, kv_heads * head, kv_heads * head)
     key: Linear | None
     value: Linear | None
     if configuration.keys_from(index) != index:
@@ -95,15 +122,58 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
         query=query,
         key=key,
         value=value,
-        output=place.linear(prefix + "attn_output", hidden, sizes[0]),
-        query_norm=place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
-        key_norm=None if key is None else place.head_norm(prefix + "attn_k_norm", kv_heads, head),
+        output=place.linear(prefix + "attn_output", hidden, wide),
+        query_norm=plain or place.head_norm(prefix + "attn_q_norm", configuration.heads, head),
+        key_norm=None if key is None else plain or place.head_norm(prefix + "attn_k_norm", kv_heads, head),
         sinks=place.vector(prefix + "attn_sinks.weight", configuration.heads),
         after=_after_attention(place, prefix),
     )
 
 
-def _latent_attention(place: Place, prefix: str) -> LatentAttention:
+def _delta_net(place: Place, prefix: str, heads: DeltaHeads) -> DeltaNet:
+    hidden, values, fused = place.configuration.hidden, heads.values * heads.size, f"{prefix}ssm_ba"
+    channels = 2 * heads.keys * heads.size + values
+    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (channels, None))
+    if f"{fused}.weight" in place.model.tensors:
+        rates: tuple[Linear, ...] = (place.linear(fused, 2 * heads.values, hidden),)
+    else:
+        rates = tuple(place.linear(f"{prefix}ssm_{kind}", heads.values, hidden) for kind in ("beta", "alpha"))
+    decay, steps = (place.tensor(f"{prefix}{name}", (heads.values,)) for name in ("ssm_a", "ssm_dt.bias"))
+    return DeltaNet(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        mixed=place.linear(f"{prefix}attn_qkv", channels, hidden),
+        gate=place.linear(f"{prefix}attn_gate", values, hidden),
+        rates=rates,
+        kernels=Matrix(kernels, 0, channels),
+        decay=Vector(decay, 0, heads.values),
+        step_bias=Vector(steps, 0, heads.values),
+        head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
+        output=place.linear(f"{prefix}ssm_out", hidden, values),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _mamba2(place: Place, prefix: str, space: StateSpace) -> Mamba2:
+    hidden, width = place.configuration.hidden, space.inner // space.groups
+    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (space.channels, None))
+    decay, skip = (
+        Matrix(place.tensor(f"{prefix}{name}", (space.heads, 1)), 0, space.heads) for name in ("ssm_a", "ssm_d")
+    )
+    return Mamba2(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        entering=place.linear(f"{prefix}ssm_in", space.inner + space.channels + space.heads, hidden),
+        kernels=Matrix(kernels, 0, space.channels),
+        kernel_bias=place.vector(f"{prefix}ssm_conv1d.bias", space.channels),
+        decay=decay,
+        skip=skip,
+        step_bias=Vector(place.tensor(f"{prefix}ssm_dt.bias", (space.heads,)), 0, space.heads),
+        group_norm=Matrix(place.tensor(f"{prefix}ssm_norm.weight", (space.groups, width)), 0, space.groups),
+        output=place.linear(f"{prefix}ssm_out", hidden, space.inner),
+        after=_after_attention(place, prefix),
+    )
+
+
+def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
     configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
     assert latent is not None
     assert rope is not None
@@ -126,6 +196,20 @@ def _latent_attention(place: Place, prefix: str) -> LatentAttention:
         output=place.linear(prefix + "attn_output", hidden, heads * latent.value_size),
         after=_after_attention(place, prefix),
         whole=whole,
+        indexer=_indexer(place, prefix, query_columns, index),
+    )
+
+
+def _indexer(place: Place, prefix: str, query_columns: int, index: int) -> Indexer | None:
+    """Return the indexer of a block; the first one must have one, others may leave the choice to a block before."""
+    sparse, hidden = place.configuration.sparse, place.configuration.hidden
+    if sparse is None or (index and f"{prefix}indexer.attn_k.weight" not in place.model.tensors):
+        return None
+    return Indexer(
+        query=place.linear(prefix + "indexer.attn_q_b", sparse.heads * sparse.size, query_columns),
+        key=place.linear(prefix + "indexer.attn_k", sparse.size, hidden),
+        key_norm=place.norm(prefix + "indexer.k_norm", sparse.size),
+        weights=place.linear(prefix + "indexer.proj", sparse.heads, hidden),
     )
 
 

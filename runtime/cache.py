@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    State = tuple[Floats, ...]
 
 __all__ = ["CACHE_TYPES", "BlockCache", "Cache", "FloatCache", "make_cache"]
 
@@ -29,7 +30,10 @@ _TASK_NUMBERS = 1 << 17  # that one thread encodes or decodes at a time: some te
 
 
 class Cache(Protocol):
-    """Holds keys (after rotation) and values per block and sequence. A pass calls :meth:`extend` in every block, then :meth:`advance` once."""
+    """Holds keys (after rotation) and values per block and sequence, or what blocks with a memory of fixed size remember.
+
+    A pass calls :meth:`extend`, or :meth:`recall` and :meth:`remember`, in every block, then :meth:`advance` once.
+    """
 
     def length(self, sequence: int) -> int:
         """Return how many positions of a sequence are held."""
@@ -52,12 +56,20 @@ class Cache(Protocol):
         """Return the keys and values of all positions of a layer once more, the ``count`` that it was given in this pass included."""
         ...
 
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers of the :meth:`length` positions, not to be written to; None at the beginning."""
+        ...
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions; it counts from :meth:`advance` on."""
+        ...
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
         ...
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on, and return how many are left: fewer where blocks remember all positions in one."""
         ...
 
 
@@ -99,13 +111,21 @@ class FloatCache:
         stop = self._places.lengths[sequence] + count
         return held_keys[:, :stop], held_values[:, :stop]
 
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers, None at the beginning."""
+        return self._places.states[sequence].get(layer)
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions."""
+        self._places.coming[sequence][layer] = state
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
-        self._places.lengths[sequence] += count
+        self._places.advance(sequence, count)
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
-        self._places.truncate(sequence, length)
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on; return how many are left."""
+        return self._places.truncate(sequence, length)
 
 
 class BlockCache:
@@ -230,13 +250,21 @@ class BlockCache:
                 remedy="With --cache-type f32 an error names the place if a weight is damaged.",
             )
 
+    def recall(self, layer: int, sequence: int) -> State | None:
+        """Return what a block remembers, None at the beginning."""
+        return self._places.states[sequence].get(layer)
+
+    def remember(self, layer: int, sequence: int, state: State) -> None:
+        """Hold what a block remembers behind the new positions."""
+        self._places.coming[sequence][layer] = state
+
     def advance(self, sequence: int, count: int) -> None:
         """Count the positions that every block has by now been given."""
-        self._places.lengths[sequence] += count
+        self._places.advance(sequence, count)
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions of a sequence from ``length`` on."""
-        self._places.truncate(sequence, length)
+    def truncate(self, sequence: int, length: int) -> int:
+        """Forget the positions of a sequence from ``length`` on; return how many are left."""
+        return self._places.truncate(sequence, length)
 
 
 def _shape(configuration: Configuration, layer: int) -> tuple[int, tuple[int, int]]:
@@ -260,11 +288,16 @@ def make_cache(configuration: Configuration, capacities: Sequence[int], kind: st
 
 
 class _Places:
-    """How many positions of each sequence a cache holds and can hold."""
+    """How many positions of each sequence a cache holds and can hold, and what blocks remember of them, by block.
+
+    What blocks remember behind a pass that was interrupted is no use to any other: it is ``coming`` until the pass is done.
+    """
 
     def __init__(self, capacities: Sequence[int]) -> None:
         self.capacities = tuple(capacities)
         self.lengths = [0 for _ in capacities]
+        self.states: list[dict[int, State]] = [{} for _ in capacities]
+        self.coming: list[dict[int, State]] = [{} for _ in capacities]
 
     def next(self, sequence: int, count: int) -> tuple[int, int]:
         """Return the first of ``count`` new positions and the one behind the last; raises UsageError where they do not fit."""
@@ -276,8 +309,17 @@ class _Places:
             )
         return start, start + count
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Shorten a sequence to ``length``; raises UsageError where that is not shorter."""
+    def advance(self, sequence: int, count: int) -> None:
+        self.lengths[sequence] += count
+        self.states[sequence] |= self.coming[sequence]
+        self.coming[sequence] = {}
+
+    def truncate(self, sequence: int, length: int) -> int:
+        """Shorten a sequence to ``length``, or to nothing where blocks remember more; raises UsageError where that is not shorter."""
         if not 0 <= length <= self.lengths[sequence]:
             raise UsageError(f"{self.lengths[sequence]} positions cannot be cut to {length}")
+        self.coming[sequence] = {}
+        if self.states[sequence] and length < self.lengths[sequence]:
+            self.states[sequence], length = {}, 0
         self.lengths[sequence] = length
+        return length

@@ -20,9 +20,10 @@ from ..formats.architectures import (
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
-from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope, read_temperature
+from .rope_settings import RopeSettings, logit_multiplier, read_local_rope, read_rope
+from .temperature import Temperature, read_temperature
 
-__all__ = ["Configuration", "Latent", "Routing", "read_configuration"]
+__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "Sparse", "StateSpace", "read_configuration"]
 
 Values = Mapping[str, bool | int | float]
 Layered = Mapping[str, tuple[int | float, ...]]
@@ -44,6 +45,67 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class Sparse:
+    """Sizes of an indexer (see :mod:`.indexer`).
+
+    Attributes:
+        heads: of its queries.
+        size: dimensions of its keys, of which the leading ones are rotated as many as in attention.
+        top: how many positions it chooses.
+        order: how the pairs of rotated dimensions lie.
+    """
+
+    heads: int
+    size: int
+    top: int
+    order: Literal["neox", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaHeads:
+    """Heads of linear attention by the gated delta rule (arXiv:2412.06464).
+
+    Attributes:
+        keys: heads of queries and keys.
+        values: heads of values, each with a memory of its own; so many share a key head.
+        size: dimensions of a head.
+        tiled: whether value head v reads key head v modulo ``keys``, or neighbours share one.
+    """
+
+    keys: int
+    values: int
+    size: int
+    tiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """Sizes of state space layers (Mamba-2, arXiv:2405.21060).
+
+    Attributes:
+        heads: each with a memory of its own.
+        size: dimensions of a head's values.
+        groups: neighbouring heads share what is written and read.
+        state: dimensions of what is written and read.
+    """
+
+    heads: int
+    size: int
+    groups: int
+    state: int
+
+    @property
+    def inner(self) -> int:
+        """Numbers of all heads together."""
+        return self.heads * self.size
+
+    @property
+    def channels(self) -> int:
+        """Numbers per position that are convolved: values, what is written, and what is read."""
+        return self.inner + 2 * self.groups * self.state
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """How a router's logits become experts and weights.
 
@@ -55,6 +117,7 @@ class Routing:
         groups: experts are in so many groups of equal size.
         groups_used: a token's experts come from so many of them.
         by_maximum: whether groups are chosen by their best expert, or by the sum of their two best.
+        of_inputs: whether weights multiply what experts are given, or what they make.
     """
 
     gating: Literal["softmax", "sigmoid"]
@@ -64,6 +127,7 @@ class Routing:
     groups: int = 1
     groups_used: int = 1
     by_maximum: bool = False
+    of_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +150,22 @@ class Configuration:
         residual_scale: what attention and feed-forward add is multiplied by it.
         logit_scale: the model's logits are multiplied by it.
         attention_scale: attention logits are multiplied by it.
-        attention_temperature: queries at position p are multiplied by ``1 + this ln(1 + floor(p / original context))``; 0: they are not.
+        attention_temperature: how queries grow with the position, None where they do not.
         attention_soft_cap: attention logits x become ``cap * tanh(x / cap)``; None: no cap.
         attention_clamp: numbers of queries, keys and values go from minus this to this; None: they are not limited.
         final_soft_cap: the same as attention_soft_cap for the model's logits.
-        window: positions that a layer with a sliding window sees, its own included; 0: there are no such layers.
+        window: positions that a layer with a sliding window sees, its own included, or a chunk's; 0: there are no such layers.
         sliding_period: every layer whose number, from 1, is a multiple sees everything; 0: all do.
         unrotated_period: every layer whose number, from 1, is a multiple does not rotate; 0: there are no such.
+        plain_head_norms: whether layers that rotate normalise heads of queries and keys without weights.
         experts: number of experts, 0 for a dense model.
         dense_layers: leading blocks without experts.
+        expert_period: of the others, every block whose number, from 1, is a multiple has experts.
         routing: how experts are chosen, None for a dense model.
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
+        sparse: sizes of the indexer of sparse attention, whose keys are cached behind the latents; None for others.
+        delta_heads: those of layers with linear attention, None where there are no such layers.
+        state_space: sizes of state space layers, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
         keys_as_values: whether layers that see everything have no projection of values: they are what that of keys gives.
@@ -120,17 +189,22 @@ class Configuration:
     residual_scale: float
     logit_scale: float
     attention_scale: float
-    attention_temperature: float
+    attention_temperature: Temperature | None
     attention_soft_cap: float | None
     attention_clamp: float | None
     final_soft_cap: float | None
     window: int
     sliding_period: int
     unrotated_period: int
+    plain_head_norms: bool
     experts: int
     dense_layers: int
+    expert_period: int
     routing: Routing | None
     latent: Latent | None
+    sparse: Sparse | None
+    delta_heads: DeltaHeads | None
+    state_space: StateSpace | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
     keys_as_values: bool = False
@@ -142,6 +216,10 @@ class Configuration:
     def experts_used(self) -> int:
         """Experts per token, 0 for a dense model."""
         return 0 if self.routing is None else self.routing.used
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer (counted from 0) has experts."""
+        return self.routing is not None and layer >= self.dense_layers and (layer + 1) % self.expert_period == 0
 
     def layer_kv_heads(self, layer: int) -> int:
         """Return the key and value heads of a layer (counted from 0)."""
@@ -213,18 +291,24 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     heads, hidden = size("heads"), size("hidden")
     all_kv_heads = layered.get("kv_heads") or (size("kv_heads", heads),)
     head_sizes = layered.get("head_dim") or (size("head_dim", hidden // heads),)
-    for kv_heads in all_kv_heads:
-        if not kv_heads or heads % kv_heads or not min(head_sizes):
+    for kv_heads in filter(None, all_kv_heads):  # layers without attention have none
+        if heads % kv_heads or not min(head_sizes):
             raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
     head_size = int(max(head_sizes))
     experts = size("experts", 0)
     epsilon = values.get("epsilon")
     if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
         raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
-    rope = read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
+    rotated = facts.rotated_when is None or facts.rotated_when.holds(values)
+    rope = (
+        read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
+        if rotated
+        else None
+    )
     embedding_scale = _multiplier(model, values, "embedding_multiplier")
     scale = _multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     parallel = facts.parallel
+    sparse = _sparse(model, facts, values, rope)
     return Configuration(
         architecture=architecture.name,
         facts=facts,
@@ -232,7 +316,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         hidden=hidden,
         heads=heads,
         kv_heads=int(max(all_kv_heads)),
-        head_size=head_size,
+        head_size=head_size + (0 if sparse is None else sparse.size),
         value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
@@ -241,17 +325,22 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         residual_scale=_multiplier(model, values, "residual_multiplier"),
         logit_scale=_multiplier(model, values, "logit_multiplier") / _multiplier(model, values, "logit_divisor"),
         attention_scale=scale * logit_multiplier(model, architecture, rope),
-        attention_temperature=read_temperature(model, architecture, rope),
+        attention_temperature=read_temperature(model, architecture, values, rope),
         attention_soft_cap=_cap(values, "attention_soft_cap"),
         attention_clamp=_cap(values, "attention_clamp"),
         final_soft_cap=_cap(values, "final_soft_cap"),
         window=size("window", 0),
         sliding_period=0 if facts.sliding_period is None else facts.sliding_period.evaluate(values),
         unrotated_period=0 if facts.unrotated_period is None else facts.unrotated_period.evaluate(values),
+        plain_head_norms=facts.plain_head_norms is not None and facts.plain_head_norms.holds(values),
         experts=experts,
         dense_layers=size("dense_layers", 0),
+        expert_period=size("expert_period", 1) or 1,
         routing=_routing(model, facts, values, experts),
         latent=_latent(model, values, rope),
+        sparse=sparse,
+        delta_heads=_delta_heads(model, facts, values),
+        state_space=_state_space(model, values),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
         keys_as_values=bool(values.get("keys_as_values")),
@@ -364,6 +453,7 @@ def _routing(model: Model, facts: RuntimeFacts, values: Values, experts: int) ->
         groups,
         groups_used,
         facts.expert_groups == "maximum",
+        facts.expert_weighting == "inputs",
     )
 
 
@@ -379,3 +469,37 @@ def _latent(model: Model, values: Values, rope: RopeSettings | None) -> Latent |
             path=model.path,
         )
     return latent
+
+
+def _sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSettings | None) -> Sparse | None:
+    if facts.indexer is None:
+        return None
+    heads, size, top = (int(values.get(name, 0)) for name in ("index_heads", "index_dim", "index_top"))
+    rotated = 0 if rope is None else rope.dimensions
+    if heads < 1 or top < 1 or not 0 < rotated <= size:
+        raise ModelError(
+            f"an indexer of {heads} heads of {size} dimensions, of which {rotated} are rotated, that chooses {top} positions is none",
+            path=model.path,
+        )
+    return Sparse(heads, size, top, facts.indexer)
+
+
+def _delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHeads | None:
+    if facts.value_heads is None:
+        return None
+    keys, heads, size = (int(values.get(name, 0)) for name in ("key_groups", "value_heads", "state"))
+    if keys < 1 or heads < 1 or heads % keys or size < 1:
+        raise ModelError(f"{heads} value heads of {size} dimensions cannot share {keys} key heads", path=model.path)
+    return DeltaHeads(keys, heads, size, facts.value_heads == "tiled")
+
+
+def _state_space(model: Model, values: Values) -> StateSpace | None:
+    if "state_heads" not in values:
+        return None
+    heads, inner, groups, state = (int(values.get(name, 0)) for name in ("state_heads", "inner", "groups", "state"))
+    if heads < 1 or inner < 1 or groups < 1 or state < 1 or inner % heads or heads % groups:
+        raise ModelError(
+            f"a state space of {inner} numbers in {heads} heads and {groups} groups, with {state} dimensions, is none",
+            path=model.path,
+        )
+    return StateSpace(heads, inner // heads, groups, state)

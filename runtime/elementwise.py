@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "soft_cap", "softmax"]
+__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "silu", "soft_cap", "softmax", "softplus"]
 
 Floats = NDArray[np.float32]
 
@@ -126,6 +126,14 @@ def sigmoid(values: Floats) -> None:
         part = values[piece]
         small = np.exp(-np.abs(part))
         part[...] = np.where(part < 0, small, np.float32(1.0)) / (small + np.float32(1.0))
+
+
+def softplus(values: Floats) -> Floats:
+    """Return ln(1 + exp(x))."""
+    return np.where(values > _LINEAR_FROM, values, np.log1p(np.exp(np.minimum(values, _LINEAR_FROM))))
+
+
+_LINEAR_FROM = np.float32(20.0)  # from where that is x in float32
 
 
 def soft_cap(values: Floats, cap: float) -> None:

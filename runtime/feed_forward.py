@@ -88,7 +88,10 @@ def mixture(
         weights *= layer.beside.weights.decode()[chosen]
     parts = _shares(chosen, len(layer.experts))
     experts = [layer.experts[part.expert] for part in parts]
+    shares = [weights[part.rows, part.places][:, None] for part in parts]
     routed = [inputs[part.rows] for part in parts]
+    if routing.of_inputs:
+        routed = [values * share for values, share in zip(routed, shares, strict=True)]
     for part, expert, values in zip(parts, experts, routed, strict=True):
         matrices = [linear.matrix for linear in (expert.gate, expert.up) if linear is not None]
         hooks.collect(matrices, values, part.rows, part.expert)
@@ -98,8 +101,9 @@ def mixture(
     results = products(workers, [(values, expert.down) for values, expert in zip(middles, experts, strict=True)])
 
     out = np.zeros_like(inputs)
-    for part, result in zip(parts, results, strict=True):
-        result *= weights[part.rows, part.places][:, None]
+    for part, share, result in zip(parts, shares, results, strict=True):
+        if not routing.of_inputs:
+            result *= share
         out[part.rows] += result
     hooks.report(layer.experts[0].down.matrix.name, out)
     return out
@@ -109,9 +113,11 @@ def choose_experts(
     logits: Floats, routing: Routing, choice_bias: Floats | None = None
 ) -> tuple[NDArray[np.intp], Floats]:
     """Return the experts of each token, intp (n, used), and their weights, float32 (n, used); ``logits`` (n, experts) are overwritten."""
-    scores = logits
+    scores = logits.copy() if routing.of_inputs else logits
     (sigmoid if routing.gating == "sigmoid" else softmax)(scores)
     preference = scores if choice_bias is None else scores + choice_bias
+    if logits is not scores and choice_bias is None and routing.groups_used == routing.groups:
+        preference = logits  # whose order scores that are all 1 in float32 do not hide
     if routing.groups_used < routing.groups:
         preference = _within_groups(preference, routing)
     chosen = np.argsort(-preference, axis=1, kind="stable")[:, : routing.used]

@@ -131,6 +131,10 @@ def activation_bytes(network: Network, tokens: int) -> int:
         latent = configuration.latent
         heads = configuration.heads * (latent.key_size + 2 * latent.value_size)
         heads += 3 * configuration.head_size + 2 * HEADS_AT_ONCE * latent.rank
+    if (delta := configuration.delta_heads) is not None:
+        heads = max(heads, delta.size * (4 * delta.keys + 4 * delta.values))
+    if (space := configuration.state_space) is not None:
+        heads = max(heads, 3 * space.inner + 2 * space.channels)
     widths = [_width(network, block) for block in network.blocks]
     own = 2 * configuration.layers * configuration.layer_input
     lent = sum(

@@ -66,12 +66,10 @@ class Reader:
                 f"the text has {len(text)} tokens, but the context holds {self.context}",
                 remedy="Make it longer with --context, or the text shorter.",
             )
-        known = min(common_length(self._tokens, text), len(text) - 1)
+        known = self._cache.truncate(0, min(common_length(self._tokens, text), len(text) - 1))
         del self._tokens[known:]
         logits: Floats = np.empty(0, np.float32)
         for start in range(known, len(text), _BATCH):
-            # also where the last pass was interrupted between the cache and the list
-            self._cache.truncate(0, len(self._tokens))
             part = [int(token) for token in text[start : start + _BATCH]]
             last = start + len(part) == len(text)
             wanted = slice(-1, None) if last else slice(0)

@@ -13,11 +13,13 @@ import numpy as np
 
 from .attention import attend
 from .configuration import Latent
+from .indexer import choose_positions, chosen_among, make_index_keys
 from .layers import LatentAttention
 from .norms import norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, query_tasks
+from .temperature import query_temperature
 from .weights import Linear, product, products
 
 if TYPE_CHECKING:
@@ -37,19 +39,31 @@ def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Float
     assert latent is not None
     assert settings is not None
     entering = layer.query if layer.query_down is None else layer.query_down
-    run.hooks.collect([entering.matrix, layer.down.matrix], inputs)
-    queries, down = products(run.workers, [(inputs, entering), (inputs, layer.down)])
-    run.hooks.report(entering.matrix.name, queries)
+    indexer = layer.indexer
+    reading = (entering, layer.down) if indexer is None else (entering, layer.down, indexer.key, indexer.weights)
+    run.hooks.collect([linear.matrix for linear in reading], inputs)
+    short, down = products(run.workers, [(inputs, entering), (inputs, layer.down)])
+    run.hooks.report(entering.matrix.name, short)
     run.hooks.report(layer.down.matrix.name, down)
-    if layer.query_down is not None:
-        queries = _full_queries(run, layer, queries)
-    known = _known(run, index, layer, latent, settings, down)
+    queries = short if layer.query_down is None else _full_queries(run, layer, short)
+    index_keys = None
+    if indexer is not None and run.configuration.sparse is not None:
+        index_keys = make_index_keys(run, indexer, run.configuration.sparse, settings, inputs)
+    known = _known(run, index, layer, latent, settings, down, index_keys)
+    choices: Sequence[NDArray[np.uint8] | None] = [None] * len(known)
+    width = settings.dimensions + latent.rank
+    if run.configuration.sparse is not None:
+        own = [keys[0, :, width:] for keys, _ in known]
+        choices = choose_positions(run, index, indexer, settings, short, inputs, own)
+        known = [(keys[:, :, :width], values) for keys, values in known]
 
+    if (temperature := query_temperature(run, index)) is not None:
+        queries *= temperature[:, None]
     split = queries.reshape(len(queries), -1, latent.key_size)
     gathered = np.empty((len(queries), len(layer.values), latent.value_size), np.float32)
     for first in range(0, len(layer.keys), HEADS_AT_ONCE):
         heads = slice(first, first + HEADS_AT_ONCE)
-        _gather(run, layer, latent, settings, known, split[:, heads], heads, gathered[:, heads])
+        _gather(run, layer, latent, settings, known, choices, split[:, heads], heads, gathered[:, heads])
     result = gathered.reshape(len(gathered), -1)
     run.hooks.collect([layer.output.matrix], result)
     result = product(run.workers, result, layer.output)
@@ -61,29 +75,38 @@ def _full_queries(run: Run, layer: LatentAttention, short: Floats) -> Floats:
     """Return the queries of all heads, float32 (rows, heads * size), from their own short vectors."""
     norm = norm_function(run.configuration, layer.query_down_norm)
     run.workers.map_rows(lambda rows: norm(short[rows], short[rows]), len(short))
-    run.hooks.collect([layer.query.matrix], short)
+    reading = (layer.query,) if layer.indexer is None else (layer.query, layer.indexer.query)
+    run.hooks.collect([linear.matrix for linear in reading], short)
     queries = product(run.workers, short, layer.query)
     run.hooks.report(layer.query.matrix.name, queries)
     return queries
 
 
 def _known(
-    run: Run, index: int, layer: LatentAttention, latent: Latent, settings: RopeSettings, down: Floats
+    run: Run,
+    index: int,
+    layer: LatentAttention,
+    latent: Latent,
+    settings: RopeSettings,
+    down: Floats,
+    index_keys: Floats | None,
 ) -> list[tuple[Floats, Floats]]:
-    """Return keys (1, positions, rotated + rank) and values (1, positions, rank) of each sequence, earlier ones from the cache."""
-    rotated = settings.dimensions
-    keys = np.empty((1, len(down), rotated + latent.rank), np.float32)
+    """Return keys (1, positions, rotated + rank + indexer's) and values (1, positions, rank) of each sequence, earlier ones from the cache."""
+    rotated, width = settings.dimensions, settings.dimensions + latent.rank
+    keys = np.zeros((1, len(down), run.configuration.head_size), np.float32)
+    if index_keys is not None:
+        keys[0, :, width:] = index_keys
     norm = norm_function(run.configuration, layer.latent_norm)
     found = []
     for number, span in enumerate(run.spans):
         rows = slice(span.start, span.stop)
         assert span.table is not None
         rotate(down[rows, None, latent.rank :], span.table, settings, keys[:, rows, :rotated])
-        norm(down[rows, : latent.rank], keys[0, rows, rotated:])
-        own = keys[:, rows], keys[:, rows, rotated:]
+        norm(down[rows, : latent.rank], keys[0, rows, rotated:width])
+        own = keys[:, rows], keys[:, rows, rotated:width]
         found.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
     if layer.whole is not None:
-        latents = keys[0, :, rotated:]
+        latents = keys[0, :, rotated:width]
         run.hooks.collect([layer.whole], latents)
         if run.hooks.trace is not None:
             run.hooks.report(layer.whole.name, product(run.workers, latents, Linear(layer.whole)))
@@ -96,6 +119,7 @@ def _gather(
     latent: Latent,
     settings: RopeSettings,
     known: Sequence[tuple[Floats, Floats]],
+    choices: Sequence[NDArray[np.uint8] | None],
     queries: Floats,
     heads: slice,
     out: Floats,
@@ -116,12 +140,14 @@ def _gather(
         asked[0, :, rotated:] = projected[head][rows]
         keys, values = known[number]
         seen = keys.shape[1] - (span.stop - span.start) + positions.stop
+        bits = choices[number]
         attend(
             asked,
             keys[:, :seen],
             values[:, :seen],
             seen_latents[head][rows, None],
             scale=run.configuration.attention_scale,
+            chosen=None if bits is None else chosen_among(bits, positions, seen),
         )
 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(count)])

@@ -11,11 +11,14 @@ __all__ = [
     "Attention",
     "Beside",
     "Block",
+    "DeltaNet",
     "Dense",
     "Experts",
     "HeadNorm",
+    "Indexer",
     "LatentAttention",
     "LayerInput",
+    "Mamba2",
     "Norm",
 ]
 
@@ -42,7 +45,7 @@ class Attention:
 
     Attributes:
         norm: of the block's input, None where it is read as it is.
-        query: (heads * head size, hidden).
+        query: (heads * head size, hidden); twice as many rows in families with gated attention: each head's queries, then its gate.
         key: (kv heads * head size, hidden); None where the block reads the keys and values of another.
         value: (kv heads * head size, hidden); None where values are what the keys' projection gives.
         output: (hidden, heads * head size).
@@ -69,6 +72,23 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """What chooses the positions that a block attends to, see :mod:`.indexer`.
+
+    Attributes:
+        query: (heads * size, query rank).
+        key: (size, hidden).
+        key_norm: of keys, the mean removed whatever the family's norms are.
+        weights: (heads, hidden): what the scores of heads are multiplied by.
+    """
+
+    query: Linear
+    key: Linear
+    key_norm: Norm
+    weights: Linear
+
+
+@dataclass(frozen=True, slots=True)
 class LatentAttention:
     """Projections of latent attention (DeepSeek-V2, arXiv:2405.04434), see :class:`~.configuration.Latent`.
 
@@ -84,6 +104,7 @@ class LatentAttention:
         output: (hidden, heads * value size).
         after: of the result.
         whole: the matrix of which keys and values are parts, where the file has them in one.
+        indexer: of sparse attention, None in others, and where a block before has chosen.
     """
 
     norm: Norm | None
@@ -97,6 +118,65 @@ class LatentAttention:
     output: Linear
     after: Norm | None = None
     whole: Matrix | None = None
+    indexer: Indexer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Projections of linear attention by the gated delta rule (arXiv:2412.06464), see :class:`~.configuration.DeltaHeads`.
+
+    Attributes:
+        norm: of the block's input.
+        mixed: (channels, hidden): queries and keys of all key heads, then values.
+        gate: (value heads * size, hidden).
+        rates: (value heads, hidden) each: how much is corrected, and how far a head steps; or both in one, for each key head those of its value heads.
+        kernels: (channels, length) of the convolution.
+        decay: a negative number for every value head.
+        step_bias: added to steps.
+        head_norm: of what every head reads.
+        output: (hidden, value heads * size).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    mixed: Linear
+    gate: Linear
+    rates: tuple[Linear, ...]
+    kernels: Matrix
+    decay: Vector
+    step_bias: Vector
+    head_norm: Norm
+    output: Linear
+    after: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2:
+    """Projections of a state space layer (Mamba-2, arXiv:2405.21060), see :class:`~.configuration.StateSpace`.
+
+    Attributes:
+        norm: of the block's input.
+        entering: (inner + channels + heads, hidden): gates, what is convolved, steps.
+        kernels: (channels, length) of the convolution.
+        kernel_bias: (channels,), where there is one.
+        decay: (heads, 1), negative.
+        skip: (heads, 1): how much of a position's own values is added to what it reads.
+        step_bias: added to steps.
+        group_norm: (groups, inner / groups): weights of the norm of each group's heads together.
+        output: (hidden, inner).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    entering: Linear
+    kernels: Matrix
+    kernel_bias: Vector | None
+    decay: Matrix
+    skip: Matrix
+    step_bias: Vector
+    group_norm: Matrix
+    output: Linear
+    after: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +276,7 @@ class Block:
     """
 
     index: int
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | DeltaNet | Mamba2
     feed_forward_norm: Norm | None
     feed_forward: Dense | Experts
     after: Norm | None

@@ -12,7 +12,7 @@ from ..formats.architectures import Architecture
 from ..formats.base import Model
 from ..formats.getters import get_integer, get_number, get_string
 
-__all__ = ["RopeSettings", "logit_multiplier", "read_local_rope", "read_rope", "read_temperature"]
+__all__ = ["RopeSettings", "logit_multiplier", "read_local_rope", "read_rope"]
 
 _THETA = 10000.0  # GGUF's meaning of a missing rope.freq_base
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own
@@ -113,15 +113,3 @@ def logit_multiplier(model: Model, architecture: Architecture, rope: RopeSetting
         return 1.0
     slope = get_number(model.metadata, f"{architecture.gguf}.rope.{_LOG_MULTIPLIER}", model.path) or 0.0
     return (1.0 + float(slope) * math.log(rope.factor)) ** 2
-
-
-def read_temperature(model: Model, architecture: Architecture, rope: RopeSettings | None) -> float:
-    """Return by what queries grow with each original context before them, 0 where they do not; raises ModelError for no such context."""
-    if rope is None or architecture.rope is None or not architecture.rope.temperature:
-        return 0.0
-    found = float(get_number(model.metadata, f"{architecture.gguf}.attention.temperature_scale", model.path) or 0.0)
-    if not math.isfinite(found) or (found and rope.original_context < 1):
-        raise ModelError(
-            f"attention.temperature_scale is {found}, which needs a number and an original context", path=model.path
-        )
-    return found

@@ -56,6 +56,7 @@ class Run:
         passed: called whenever so many blocks more are done, halves being attention and feed-forward.
         lent: without a cache, keys and values of blocks that later ones read: one pair (kv heads, positions, size) per sequence.
         layer_inputs: float32 (rows, layers, width): what every block learns of a token by itself, in models that have that.
+        choices: the positions that the last block with an indexer has chosen for each sequence, see :mod:`.indexer`.
     """
 
     configuration: Configuration
@@ -66,6 +67,7 @@ class Run:
     passed: Callable[[float], None] = _unheard
     lent: dict[int, list[tuple[Floats, Floats]]] = field(default_factory=dict)
     layer_inputs: Floats | None = None
+    choices: list[NDArray[np.uint8] | None] = field(default_factory=list)
 
 
 def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:

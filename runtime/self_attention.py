@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .attention import attend
+from .elementwise import sigmoid
 from .layers import Attention, HeadNorm, Norm
 from .norms import head_norms, norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, query_tasks
+from .temperature import query_temperature
 from .weights import product, products
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Fl
     results = products(run.workers, [(inputs, linear) for linear in projections])
     for linear, result in zip(projections, results, strict=True):
         run.hooks.report(linear.matrix.name, result, linear.matrix.first)
+    gate = None
+    if run.configuration.facts.gated_attention:
+        split = results[0].reshape(len(inputs), run.configuration.heads, 2, run.configuration.layer_head_size(index))
+        results[0], gate = (split[:, :, part].reshape(len(split), -1) for part in range(2))
+        sigmoid(gate)
     if (clamp := run.configuration.attention_clamp) is not None:
         for result in results:
             np.clip(result, -clamp, clamp, out=result)
@@ -44,6 +51,8 @@ def self_attention(run: Run, index: int, layer: Attention, inputs: Floats) -> Fl
         _normalise_together(run, layer.key_norm, keys)
         known = _keys_and_values(run, index, layer, keys, values)
     _mix(run, index, layer, queries, known)
+    if gate is not None:
+        queries *= gate
     run.hooks.collect([layer.output.matrix], queries)
     result = product(run.workers, queries, layer.output)
     run.hooks.report(layer.output.matrix.name, result)
@@ -114,7 +123,7 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, known: list[tu
     query_norms = head_norms(configuration, layer.query_norm, configuration.heads)
     sinks = None if layer.sinks is None else layer.sinks.decode()
     split_queries = queries.reshape(len(queries), -1, size)
-    temperature, late = _temperature(run), configuration.facts.normalised_after_rotation
+    temperature, late = query_temperature(run, index), configuration.facts.normalised_after_rotation
 
     def gather(task: tuple[int, slice, int]) -> None:
         """Attend from some positions of one sequence, for the query heads that share one head of keys."""
@@ -135,19 +144,11 @@ def _mix(run: Run, index: int, layer: Attention, queries: Floats, known: list[tu
             scale=configuration.attention_scale,
             cap=configuration.attention_soft_cap,
             window=window,
+            chunked=configuration.facts.chunked,
             sinks=None if sinks is None else sinks[heads],
         )
 
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(kv_heads)])
-
-
-def _temperature(run: Run) -> Floats | None:
-    """Return float32 (rows,): what queries are multiplied by, None for nothing."""
-    beta, rope = run.configuration.attention_temperature, run.configuration.rope
-    if not beta or rope is None:
-        return None
-    contexts = run.hooks.positions // rope.original_context
-    return (1.0 + beta * np.log1p(contexts)).astype(np.float32)
 
 
 def _turn(

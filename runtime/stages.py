@@ -16,7 +16,7 @@ import numpy as np
 from .block import run_attention, run_block, run_feed_forward
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .layers import Attention, Block, Dense, Experts, LatentAttention
+from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2
 from .network import Network, refuse_bound_blocks
 from .norms import normalise
 from .run import Run
@@ -101,19 +101,29 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
     return attention + (_feed_forward_inputs(stage.block.feed_forward) if stage.part != "attention" else ())
 
 
-def _attention_inputs(layer: Attention | LatentAttention) -> tuple[StageInput, ...]:
+def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[StageInput, ...]:
     output = StageInput((layer.output.matrix.name,), layer.output.matrix.columns)
     if isinstance(layer, Attention):
         return (_shared_input(*layer.projections), output)
+    if isinstance(layer, DeltaNet):
+        return (_shared_input(layer.mixed, layer.gate, *layer.rates), output)
+    if isinstance(layer, Mamba2):
+        return (_shared_input(layer.entering), output)
     heads = len(layer.keys)
     query = (layer.query,) if layer.query_down is None else (layer.query_down,)
-    later = () if layer.query_down is None else (_shared_input(layer.query),)
+    indexer = layer.indexer
+    beside = () if indexer is None else (indexer.key, indexer.weights)
+    later = (
+        ()
+        if layer.query_down is None
+        else (_shared_input(layer.query, *(() if indexer is None else (indexer.query,))),)
+    )
     if layer.whole is not None:
         latent = [StageInput((layer.whole.name,), layer.whole.columns)]
     else:
         parts = (layer.keys[0].matrix, layer.values[0].matrix)
         latent = [StageInput(tensor_names([it]), it.columns, heads) for it in parts]
-    return (_shared_input(*query, layer.down), *later, *latent, output)
+    return (_shared_input(*query, layer.down, *beside), *later, *latent, output)
 
 
 def _shared_input(*linears: Linear) -> StageInput:

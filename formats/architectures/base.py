@@ -81,6 +81,7 @@ class HyperParameter:
         stored: how GGUF's number is made of the configuration's, where they differ.
         from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
         from_source: whether, for want of a key, the source's own configuration is believed on the way back, where it is known.
+        words: for a ``bool`` that the configuration says in words: what each means; the first of a meaning is the one written on the way back.
     """
 
     name: str
@@ -95,6 +96,7 @@ class HyperParameter:
     stored: Stored | None = None
     from_layers: FromLayers | None = None
     from_source: bool = False
+    words: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
         """Return what GGUF has where the configuration is silent, given the hyper-parameters before this one; None for nothing."""
@@ -105,8 +107,12 @@ class HyperParameter:
         """Return GGUF's number for the configuration's."""
         return value if value is None or self.stored is None else self.stored.forward(value, values)
 
-    def as_configured(self, value: bool | float | None, values: Mapping[str, object]) -> bool | int | float | None:
-        """Return the configuration's number for GGUF's."""
+    def as_configured(
+        self, value: bool | float | None, values: Mapping[str, object]
+    ) -> bool | int | float | str | None:
+        """Return the configuration's number, or word, for GGUF's."""
+        if self.words:
+            return next((word for word, meaning in self.words.items() if meaning == value), None)
         return value if value is None or self.stored is None else self.stored.inverse(value, values)
 
 
@@ -151,6 +157,7 @@ class Rope:
         frequency_table: whether the target's runtime divides frequencies by ``rope_freqs.weight``.
         partial: whether a head may be rotated in part.
         share: the part that is, where the configuration is silent.
+        share_of: what ``partial_rotary_factor`` is a share of, where that is more than ``dimensions``, which are then rotated whole.
         local_theta: base frequency of sliding-window layers, for families where it differs.
         local_dimensions: size of a head of sliding-window layers, where that differs: GGUF's ``rope.dimension_count_swa``.
         usual: kind of scaling where the configuration is silent.
@@ -158,6 +165,9 @@ class Rope:
             sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
+        sections: pairs that take their position from time, height and width, in turn, where the configuration is silent. Text has one position in all
+            of them, so that they change nothing; GGUF has ``rope.dimension_sections``. Empty for families without.
+        temperature_length: whether GGUF has that context as ``attention.temperature_length`` once more.
     """
 
     order: Literal["neox", "interleaved"]
@@ -167,11 +177,14 @@ class Rope:
     frequency_table: bool = False
     partial: bool = False
     share: float = 1.0
+    share_of: Expression | None = None
     local_theta: float | None = None
     local_dimensions: Expression | None = None
     usual: str = "default"
     log_multiplier: bool = False
     temperature: bool = False
+    sections: tuple[int, ...] = ()
+    temperature_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,13 +260,20 @@ class RuntimeFacts:
         feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
         positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
         attention_scale: queries are divided by the square root of this, unless there is a hyper-parameter ``attention_multiplier``.
+        indexer: whether each position attends to so many of those before it, which an indexer in some or all blocks chooses, and how the pairs of its
+            rotated dimensions lie; None: there is no choice.
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
+        chunked: whether windows are chunks: positions see those before them in their own chunk of so many, counted from the first position.
         rotated: which layers rotate queries and keys: ``all``, or those with a ``sliding`` window, where there are such.
+        rotated_when: a condition; where it does not hold, no layer rotates them. None: it always holds.
         unrotated_period: every layer whose number, counted from 1, is a multiple does not rotate them; None: there are no such.
+        unrotated_temperature: whether queries of layers that do not rotate are multiplied at position p by
+            ``1 + slope ln(1 + floor((p + 1) / length))``, by the hyper-parameters ``temperature_slope`` and ``temperature_length``.
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
         normalised_values: whether the values of each head are normalised, without weights.
+        plain_head_norms: where this holds, heads of queries and keys are normalised without weights in layers that rotate them.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
@@ -262,6 +282,10 @@ class RuntimeFacts:
         expert_gating: how router logits become weights: ``softmax_top_k_normalised`` (softmax, k largest, divided by their sum), or ``softmax`` and
             ``sigmoid`` (k largest by these, ``exp_probs_b`` added for the choice alone; hyper-parameters say whether they are divided by their
             sum, and multiplied).
+        gated_attention: whether what attention gathers is multiplied by a sigmoid; ``attn_q`` then has each head's queries, and behind them its gate.
+        value_heads: which value heads of a gated delta rule share a key head, where layers have one instead of attention: neighbours (``grouped``), or
+            every so-manieth (``tiled``).
+        expert_weighting: whether weights multiply what experts make (``results``), or what they are given (``inputs``).
         expert_groups: which groups of experts the k are chosen from, where hyper-parameters say that there are groups: those with the largest
             ``maximum``, or with the largest sum of their ``two_largest``.
     """
@@ -271,18 +295,26 @@ class RuntimeFacts:
     feed_forward: Literal["gated", "gated_fused", "plain"]
     positions: Literal["rope", "learned"]
     attention_scale: Expression
+    indexer: Literal["neox", "interleaved"] | None = None
     scale_embedding: bool = False
     sliding_period: Expression | None = None
+    chunked: bool = False
     rotated: Literal["all", "sliding"] = "all"
+    rotated_when: Condition | None = None
     unrotated_period: Expression | None = None
+    unrotated_temperature: bool = False
     normalised_after_rotation: bool = False
     normalised_values: bool = False
+    plain_head_norms: Condition | None = None
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)
     parallel: bool | Condition = False
     expert_gating: Literal["softmax_top_k_normalised", "softmax", "sigmoid"] | None = None
+    expert_weighting: Literal["results", "inputs"] = "results"
     expert_groups: Literal["maximum", "two_largest"] = "two_largest"
+    gated_attention: bool = False
+    value_heads: Literal["grouped", "tiled"] | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +328,8 @@ class Architecture:
         mark: what tells this family from others with the same ``gguf``; None for the one that is left where no mark fits.
         classes: Hugging Face classes (``architectures`` in ``config.json``), the usual one first.
         model_types: values of ``model_type``, the usual one first.
+        chosen_where: for families that share a class with others: keys of ``config.json`` whose lists hold nothing but these words. Empty for the one
+            that is left.
         config_section: key under which multimodal configurations keep the text model's (``text_config``), or None.
         prefixes: rewritings of tensor names, tried in order: a name that starts with the key gets the value in its place.
         hyper_parameters: in order of evaluation and writing.
@@ -325,5 +359,6 @@ class Architecture:
     dropped: tuple[Dropped, ...]
     tokenizer: Mapping[str, Scalar]
     runtime: RuntimeFacts | str
+    chosen_where: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     per_layer: tuple[LayerParameter, ...] = ()
     full_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

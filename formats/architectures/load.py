@@ -37,7 +37,10 @@ def load_architecture(source: str | Path) -> Architecture:
 def built_in_architectures() -> tuple[Architecture, ...]:
     """Return the architectures that ship with qconv, by name."""
     files = (item for item in resources.files(__package__).iterdir() if item.name.endswith(".json"))
-    return tuple(load_architecture(item.read_text(encoding="utf-8")) for item in sorted(files, key=lambda f: f.name))
+    return tuple(
+        load_architecture(item.read_text(encoding="utf-8"))
+        for item in sorted(files, key=lambda f: f.name.removesuffix(".json"))
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         mark=_mark(fields.take("mark"), where, path) if "mark" in fields else None,
         classes=fields.texts("classes"),
         model_types=fields.texts("model_types"),
+        chosen_where=MappingProxyType({key: tuple(words) for key, words in fields.object("chosen_where").items()}),
         config_section=fields.text("config_section") if "config_section" in fields else None,
         prefixes=MappingProxyType(_text_map(fields, "prefixes")),
         hyper_parameters=tuple(
@@ -107,6 +111,9 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         inner = Fields(fields.take("measured"), f"{where}: hyper-parameter {name!r}: measured", path)
         measured = Measured(inner.text("tensor"), int(inner.number("axis")))
         inner.finish()
+    words = fields.object("words")
+    if not all(isinstance(meaning, bool) for meaning in words.values()):
+        fields.fail("has 'words' whose values must be true or false")
     found = HyperParameter(
         name=name,
         config=fields.texts("config"),
@@ -124,6 +131,7 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         if "from_layers" in fields
         else None,
         from_source=fields.flag("from_source", False),
+        words=MappingProxyType(dict(words)),
     )
     fields.finish()
     if required and not found.config:
@@ -205,16 +213,26 @@ def _rope(value: object, where: str, path: Path | None) -> Rope:
         frequency_table=fields.flag("frequency_table", False),
         partial=fields.flag("partial", False),
         share=fields.number("share") if "share" in fields else 1.0,
+        share_of=_optional_expression(fields, "share_of"),
         local_theta=fields.number("local_theta") if "local_theta" in fields else None,
         log_multiplier=fields.flag("log_multiplier", False),
         temperature=fields.flag("temperature", False),
+        sections=_sections(fields),
         local_dimensions=_optional_expression(fields, "local_dimensions"),
         usual=fields.text("usual") if "usual" in fields else "default",
+        temperature_length=fields.flag("temperature_length", False),
     )
     fields.finish()
     if rope.usual not in ("default", *rope.scalings):
         fields.fail(f"has the usual scaling {rope.usual!r}, which is none of its 'scalings'")
     return rope
+
+
+def _sections(fields: Fields) -> tuple[int, ...]:
+    found = fields.items("sections")
+    if not all(type(size) is int and size >= 0 for size in found):
+        fields.fail(f"has 'sections': {found!r}, which must be whole numbers from 0")
+    return tuple(found)
 
 
 def _tensor(value: object, where: str, path: Path | None) -> TensorMap:
@@ -273,12 +291,17 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
         positions=_choice(fields, "positions", ("rope", "learned")),
         attention_scale=_expression(fields, "attention_scale"),
+        indexer=_choice(fields, "indexer", ("neox", "interleaved")) if "indexer" in fields else None,
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
+        chunked=fields.flag("chunked", False),
         rotated=_choice(fields, "rotated", ("all", "sliding")) if "rotated" in fields else "all",
+        rotated_when=parse_condition(fields.text("rotated_when")) if "rotated_when" in fields else None,
         unrotated_period=_optional_expression(fields, "unrotated_period"),
+        unrotated_temperature=fields.flag("unrotated_temperature", False),
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
         normalised_values=fields.flag("normalised_values", False),
+        plain_head_norms=parse_condition(fields.text("plain_head_norms")) if "plain_head_norms" in fields else None,
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),
@@ -286,9 +309,14 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         expert_gating=_choice(fields, "expert_gating", ("softmax_top_k_normalised", "softmax", "sigmoid"))
         if "expert_gating" in fields
         else None,
+        expert_weighting=_choice(fields, "expert_weighting", ("results", "inputs"))
+        if "expert_weighting" in fields
+        else "results",
         expert_groups=_choice(fields, "expert_groups", ("maximum", "two_largest"))
         if "expert_groups" in fields
         else "two_largest",
+        gated_attention=fields.flag("gated_attention", False),
+        value_heads=_choice(fields, "value_heads", ("grouped", "tiled")) if "value_heads" in fields else None,
     )
     fields.finish()
     return facts
@@ -353,15 +381,20 @@ def _check_names(architecture: Architecture, path: Path | None) -> None:
         for condition in (check.where, check.holds):
             demand(condition.names - layered if condition else frozenset(), f"the check of {check.config!r}")
     if architecture.rope:
-        demand(architecture.rope.dimensions.names, "rope")
-        local = architecture.rope.local_dimensions
-        demand(local.names if local else frozenset(), "rope")
+        for size in (architecture.rope.dimensions, architecture.rope.share_of, architecture.rope.local_dimensions):
+            demand(size.names if size else frozenset(), "rope")
     facts = architecture.runtime
     if isinstance(facts, RuntimeFacts):
         demand(facts.attention_scale.names, "the attention scale")
         for period in (facts.sliding_period, facts.unrotated_period):
             demand(period.names if period else frozenset(), "a period of layers")
+        demand(facts.rotated_when.names if facts.rotated_when else frozenset(), "'rotated_when'")
         demand(facts.parallel.names if isinstance(facts.parallel, Condition) else frozenset(), "'parallel'")
+        demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
+        if facts.indexer is not None:
+            demand({"index_heads", "index_dim", "index_top", "kv_rank", "q_rank"}, "'indexer'")
+        if facts.unrotated_temperature:
+            demand({"temperature_slope", "temperature_length"}, "'unrotated_temperature'")
     demand({"layers"}, "{layer}")
     for tensor in architecture.tensors:
         user = f"tensor {', '.join(tensor.gguf)}"

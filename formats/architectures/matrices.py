@@ -1,16 +1,16 @@
-"""Transforms that look inside rows: transposition, elements by turns, the parts of latent attention, and shifted norms."""
+"""Transforms that look inside rows: transposition, elements by turns, and the parts of latent attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import ModelError
 from ..base import Tensor
-from .lazy import F32, as_bytes, in_float32, same_encoding
+from .lazy import in_float32, same_encoding
 from .rows import cut, join
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["Shifted", "interleave_columns", "join_latent", "separate_columns", "shift", "split_latent", "transpose"]
+__all__ = ["interleave_columns", "join_latent", "separate_columns", "split_latent", "transpose"]
 
 _CHUNK = 8 << 20  # bytes of source that a transposition holds at once
 
@@ -49,29 +49,6 @@ def transpose(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
         return out.reshape(stop - start, height * item)
 
     return replace(tensor, shape=(*stack, width, height), read=read)
-
-
-@dataclass(frozen=True, slots=True)
-class Shifted:
-    """Reads the rows of ``source`` with ``amount`` added in float32."""
-
-    source: Tensor
-    amount: float
-
-    def __call__(self, start: int, stop: int) -> Bytes:
-        """Return rows as F32."""
-        return as_bytes(self.source.rows(start, stop) + np.float32(self.amount))
-
-
-def shift(amount: float) -> Callable[[Tensor, Mapping[str, int]], Tensor]:
-    """Return a transform that adds ``amount`` in float32, or takes back that so much was subtracted."""
-
-    def apply(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
-        if isinstance(tensor.read, Shifted) and tensor.read.amount == -amount:
-            return replace(tensor.read.source, name=tensor.name)
-        return replace(tensor, encoding=F32, read=Shifted(tensor, amount))
-
-    return apply
 
 
 def separate_columns(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tensor, ...]:

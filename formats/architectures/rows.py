@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Skipped",
     "cut",
+    "fold",
     "forget_repeated",
     "gather_groups",
     "interleave",
@@ -33,6 +34,7 @@ __all__ = [
     "squeeze",
     "stack",
     "under",
+    "unfold",
     "unpermute_rotary",
     "unskip",
     "unsqueeze",
@@ -210,6 +212,31 @@ def squeeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
 def unsqueeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
     """Return a vector as a matrix of one row."""
     return replace(tensor, shape=(1, *tensor.shape))
+
+
+def fold(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return a vector as a matrix of ``rows`` rows, one part of it behind another."""
+    rows = arguments["rows"]
+    if len(tensor.shape) != 1 or rows < 1 or tensor.columns % rows:
+        raise ModelError(f"shape {tensor.shape} is no vector of {rows} equal parts", tensor=tensor.name)
+    source = in_float32(tensor) if tensor.encoding.is_quantized else tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        return source.read(0, 1).reshape(rows, -1)[start:stop]
+
+    return replace(source, shape=(rows, tensor.columns // rows), read=read)
+
+
+def unfold(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the rows of a matrix as one vector."""
+    if len(tensor.shape) != 2 or tensor.shape[0] != arguments["rows"]:
+        raise ModelError(f"shape {tensor.shape} is no matrix of {arguments['rows']} rows", tensor=tensor.name)
+    source = in_float32(tensor) if tensor.encoding.is_quantized else tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        return source.read(0, source.row_count).reshape(1, -1)[start:stop]
+
+    return replace(source, shape=(source.shape[0] * source.shape[1],), read=read)
 
 
 def separate(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What a GGUF file keeps of its source so that the way back is exact: norms that lost bits when they were shifted, and rows that were left out."""
+"""What a GGUF file keeps of its source so that the way back is exact: vectors that lost bits when they were computed, and rows that were left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..architectures.matrices import Shifted
+from ..architectures.elementwise import Rounded
 from ..architectures.rows import Skipped
 from ..base import Model
 from ..metadata import Field, ValueType, numbers, strings
@@ -20,28 +20,28 @@ _ROWS_MAX = 4  # that are worth their place in the metadata
 
 
 def keep_originals(model: Model) -> Model:
-    """Return ``model`` with the original values, as metadata, of norms that lose bits where 1 is added to them, and of rows left out.
+    """Return ``model`` with the original values, as metadata, of vectors that lose bits where they are computed, and of rows left out.
 
-    Such norms are all of a float32 checkpoint, and of a 16-bit one those with a weight below 2^-16. Reads the norms and the rows.
+    Norms lose bits where 1 is added to them: all of a float32 checkpoint, and of a 16-bit one those with a weight below 2^-16. Reads such vectors and the rows.
     """
-    kept = _rounded_norms(model) | _skipped_rows(model)
+    kept = _rounded_vectors(model) | _skipped_rows(model)
     return replace(model, metadata=MappingProxyType({**model.metadata, **kept})) if kept else model
 
 
-def _rounded_norms(model: Model) -> dict[str, Field]:
+def _rounded_vectors(model: Model) -> dict[str, Field]:
     names: list[str] = []
     values: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
     for tensor in model.tensors.values():
-        shifted = tensor.read
-        if not isinstance(shifted, Shifted) or tensor.row_count != 1:
+        computed = tensor.read
+        if not isinstance(computed, Rounded) or 1 not in (tensor.row_count, tensor.columns):
             continue
-        source = shifted.source
+        source = computed.source
         if source.encoding.name not in _PLAIN:
             continue
-        back = tensor.rows(0, 1) - np.float32(shifted.amount)
-        if not np.array_equal(source.encoding.encode(back), source.read(0, 1)):
+        back = computed.step.inverse(tensor.rows(0, tensor.row_count))
+        if not np.array_equal(source.encoding.encode(back), source.read(0, source.row_count)):
             names.append(tensor.name)
-            values.append(source.rows(0, 1)[0])
+            values.append(source.rows(0, source.row_count).reshape(-1))
     if not names:
         return {}
     return {EXACT_NAMES: strings(names), EXACT_VALUES: numbers(np.concatenate(values), ValueType.FLOAT32)}

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import ModelError
-from ..architectures import Architecture, Check, Expression, HyperParameter, Value, at_layer, whole
+from ..architectures import Architecture, Check, Expression, HyperParameter, RuntimeFacts, Value, at_layer, whole
 from ..metadata import Field, boolean, float32, uint32
 from .json_files import finite_number
 from .per_layer import layer_metadata, read_layers, with_full_layer_keys
@@ -76,7 +76,11 @@ def _value(
             path=path,
             remedy="Restore the original config.json.",
         )
-    if not isinstance(parameter.default, Expression | None) and any(key in config for key in parameter.config):
+    if (
+        not isinstance(parameter.default, Expression | None)
+        and not parameter.words
+        and any(key in config for key in parameter.config)
+    ):
         raise ModelError(
             f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
             path=path,
@@ -88,8 +92,12 @@ def _value(
 def _typed(parameter: HyperParameter, key: str, found: object, path: Path) -> bool | int | float:
     """Return ``found`` as the parameter's type; raises ModelError."""
     least = "above 0" if parameter.minimum == 1 else f"from {parameter.minimum}"
+    if parameter.words and isinstance(found, str) and found in parameter.words:
+        return parameter.words[found]
     wanted = {"uint32": f"a whole number {least}", "float32": "a number"}.get(parameter.type, "true or false")
-    if parameter.type == "bool":
+    if parameter.words:
+        wanted = f"one of {', '.join(parameter.words)}"
+    elif parameter.type == "bool":
         if isinstance(found, bool):
             return found
     elif (number := finite_number(found)) is not None:
@@ -168,7 +176,11 @@ def layer_types(architecture: Architecture, values: Values) -> list[str] | None:
         return None
     period = facts.sliding_period.evaluate(values) if values.get("window") else 1
     layers = range(1, whole(values, "layers") + 1)
-    return ["sliding_attention" if layer % period else "full_attention" for layer in layers]
+    return [_window_word(facts) if layer % period else "full_attention" for layer in layers]
+
+
+def _window_word(facts: RuntimeFacts) -> str:
+    return "chunked_attention" if facts.chunked else "sliding_attention"
 
 
 def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> None:
@@ -181,12 +193,12 @@ def _check_layer_types(architecture: Architecture, config: Mapping[str, Any], va
     if expected is not None and isinstance(types, list) and types != expected:
         period = 1 + expected.index("full_attention") if "full_attention" in expected else len(expected) + 1
         raise ModelError(
-            f"layer_types is not 'full_attention' in every layer {period} of {period} and 'sliding_attention' in the rest",
+            f"layer_types is not 'full_attention' in every layer {period} of {period} and {_window_word(facts)!r} in the rest",
             path=path,
             remedy=_IRREGULAR,
         )
     layers = range(1, whole(values, "layers") + 1)
-    if facts.unrotated_period is not None and isinstance(rotated, list):
+    if facts.unrotated_period is not None and isinstance(rotated, list) and rotated:
         period = facts.unrotated_period.evaluate(values)
         if rotated != [int(layer % period != 0) for layer in layers]:
             raise ModelError(

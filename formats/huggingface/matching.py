@@ -34,19 +34,33 @@ def choose_architecture(
             remedy=f"{f'Did you mean {close[0]!r}? ' if close else ''}Known: {', '.join(known)}.",
         )
     class_name, model_type = _class_name(config), config.get("model_type")
-    for architecture in known.values():
-        if class_name in architecture.classes:
-            return architecture
-    if class_name is None or not _is_other_task(class_name):
-        for architecture in known.values():
-            if model_type in architecture.model_types:
-                return architecture
+    answering = [item for item in known.values() if class_name in item.classes]
+    if not answering and (class_name is None or not _is_other_task(class_name)):
+        answering = [item for item in known.values() if model_type in item.model_types]
+    if answering:
+        named = [item for item in answering if _is_text_model(item, config)] or answering
+        chosen = [item for item in named if _is_chosen(item, config)]
+        return (chosen or [item for item in named if not item.chosen_where] or named)[0]
     raise UnknownArchitectureError(
         f"the class {class_name or '(none)'} with model_type {model_type or '(none)'} is not known; "
         f"known architectures: {', '.join(known)}",
         path=path,
         remedy=f"{_nearest(config, tensors, known, path)} {PLUGIN_HINT} To convert it as a known one, pass --as-arch NAME.",
     )
+
+
+def _is_text_model(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether it is the architecture of the text model in a configuration of several, whose class says nothing of it."""
+    section = config.get(architecture.config_section) if architecture.config_section else None
+    return isinstance(section, dict) and section.get("model_type") in architecture.model_types
+
+
+def _is_chosen(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether lists of the configuration say that it is this one of several architectures that share a class."""
+    if not architecture.chosen_where:
+        return False
+    lists = ((config.get(key), words) for key, words in architecture.chosen_where.items())
+    return all(isinstance(found, list) and all(word in words for word in found) for found, words in lists)
 
 
 def is_headless(config: Mapping[str, Any]) -> bool:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ..architectures import Architecture, Rope, whole
-from ..metadata import Field, float32, string, uint32
+from ..metadata import Field, ValueType, float32, numbers, string, uint32
 from .configuration import Values
 from .json_files import finite_number
 
-__all__ = ["STILL", "TEMPERATURE", "RopeResult", "read_rope"]
+__all__ = ["STILL", "TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
@@ -33,6 +33,7 @@ _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
 _YARN_SLOPE = 0.1
+_SECTIONS = 3  # time, height, width
 TEMPERATURE = "llama_4_scaling_beta"
 """By what queries grow beyond the original context."""
 STILL = 1e30
@@ -123,6 +124,10 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
         metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
         metadata["attention.temperature_scale"] = float32(source.number(TEMPERATURE))
+        if rope.temperature_length:
+            metadata["attention.temperature_length"] = uint32(source.original_context())
+    if rope.sections:
+        metadata["rope.dimension_sections"] = numbers(_sections(source), ValueType.INT32)
     if rope.local_dimensions is not None:
         metadata["rope.dimension_count_swa"] = uint32(rope.local_dimensions.evaluate(values))
     if rope.local_theta is not None:
@@ -132,6 +137,21 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     return RopeResult(
         {f"{architecture.gguf}.{key}": value for key, value in metadata.items()}, result.tables, result.notes
     )
+
+
+def _sections(source: _Source) -> list[int]:
+    """Return how many pairs go by time, height, width, and GGUF's fourth; raises ModelError where they are not half of what is rotated."""
+    found = source.parameters.get("mrope_section")
+    found = list(source.rope.sections) if found is None else found
+    if (
+        not isinstance(found, list)
+        or len(found) != _SECTIONS
+        or not all(type(size) is int and size >= 0 for size in found)
+    ):
+        source.fail(f"mrope_section is {found!r}, which must be {_SECTIONS} whole numbers")
+    if sum(found) != source.rotated // 2:
+        source.fail(f"mrope_section {found} has {sum(found)} pairs, of {source.rotated // 2} that are rotated")
+    return [*found, 0]
 
 
 def _parameters(config: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
@@ -183,6 +203,9 @@ def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any
     if "proportional" in rope.scalings:
         return size  # the part that is not rotated shows in the table
     share = _stated(parameters, config, "partial_rotary_factor", "rotary_pct")
+    if share is not None and rope.share_of is not None:
+        _check_share(share, size, rope.share_of.evaluate(values), path)
+        share = None
     number = rope.share if share is None else finite_number(share)
     if number is None or not 0 < number <= 1:
         raise ModelError(f"partial_rotary_factor is {share!r}, which must be above 0 and at most 1", path=path)
@@ -194,6 +217,17 @@ def _rotated(rope: Rope, parameters: Mapping[str, Any], config: Mapping[str, Any
     if rotated != size and not rope.partial:
         raise ModelError(f"partial_rotary_factor is {share!r}, but this architecture rotates whole heads", path=path)
     return rotated
+
+
+def _check_share(share: object, size: int, whole: int, path: Path) -> None:
+    """Refuse another share of a whole than the dimensions that are rotated; raises ModelError."""
+    number = finite_number(share)
+    if number is None or not 0 < number <= 1 or int(whole * number) != size:
+        raise ModelError(
+            f"partial_rotary_factor is {share!r}, which is not the {size} rotated dimensions of {whole}",
+            path=path,
+            remedy="Restore the original config.json.",
+        )
 
 
 def _kind(parameters: Mapping[str, Any], rope: Rope, path: Path) -> str:
@@ -306,12 +340,19 @@ def _llama3(source: _Source) -> RopeResult:
     """Divide low frequencies by the factor, keep high ones, and blend between: one divisor per pair."""
     factor = source.number("factor")
     low, high = source.number("low_freq_factor"), source.number("high_freq_factor")
-    if high <= low:
-        source.fail(f"high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+    if high < low:
+        source.fail(f"high_freq_factor {high:g} must not be below low_freq_factor {low:g}")
     original = source.original_context()
     frequencies = source.theta ** -(np.arange(0, source.rotated, 2, dtype=np.float64) / source.rotated)
     turns = original * frequencies / (2 * math.pi)  # of each pair over the original context
-    return RopeResult({}, {_TABLE: _divisors(np.clip((turns - low) / (high - low), 0.0, 1.0), factor)})
+    return RopeResult({}, {_TABLE: _divisors(kept_share(turns, low, high), factor)})
+
+
+def kept_share(turns: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return which share of its frequency each pair keeps in llama3's scaling: none below ``low`` turns, all from ``high`` on."""
+    if high == low:  # as in Llama 4: nothing is blended
+        return (turns >= low).astype(np.float64)
+    return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def _proportional(source: _Source) -> RopeResult:

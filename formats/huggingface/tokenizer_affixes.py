@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import FormatError
 from ..metadata import Scalar
 from .tokenizer_files import TokenizerFiles, expect
 from .tokenizer_ranked import RANKED
@@ -112,10 +113,10 @@ def _read_post_processor(folder_files: TokenizerFiles) -> _PostProcessor | None:
                 before, after = _template(step, path)
             case {
                 "type": "RobertaProcessing" | "BertProcessing",
-                "cls": [str(), int() as cls],
-                "sep": [str(), int() as sep],
+                "cls": [str(), cls],
+                "sep": [str(), sep],
             }:
-                before, after = (cls,), (sep,)
+                before, after = (_token_id(cls, "cls", path),), (_token_id(sep, "sep", path),)
     return _PostProcessor(before, after)
 
 
@@ -130,8 +131,15 @@ def _template(step: Mapping[str, Any], path: Path) -> tuple[tuple[int, ...], tup
             case {"SpecialToken": {"id": str() as name}}:
                 entry = expect(tokens.get(name), dict, f"post_processor.special_tokens[{name!r}]", path)
                 for token in expect(entry.get("ids"), list, f"the ids of {name!r}", path):
-                    around[seen_text].append(expect(token, int, f"an id of {name!r}", path))
+                    around[seen_text].append(_token_id(token, name, path))
     return tuple(around[0]), tuple(around[1])
+
+
+def _token_id(value: object, name: str, path: Path) -> int:
+    token = expect(value, int, f"an id of {name!r} in post_processor", path)
+    if token < 0:
+        raise FormatError(f"the post_processor gives {name!r} the id {token}, but ids count from 0", path=path)
+    return token
 
 
 def _steps(value: object, path: Path) -> list[Mapping[str, Any]]:

@@ -151,7 +151,17 @@ def test_experts_without_tokens_are_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [("qwen2moe", {}), ("deepseek2", {}), ("cohere", {}), ("falcon", {}), ("olmoe", {})]
+    ("family", "config"),
+    [
+        ("qwen2moe", {}),
+        ("deepseek2", {}),
+        ("mistral4", {}),
+        ("llama4", {}),
+        ("llama4", {"interleave_moe_layer_step": 1}),
+        ("cohere", {}),
+        ("falcon", {}),
+        ("olmoe", {}),
+    ],
 )
 def test_other_families_are_refused(family: str, config: dict[str, Any], tmp_path: Path) -> None:
     model = in_memory(family, tmp_path / "tiny", **config)

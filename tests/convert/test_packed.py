@@ -379,9 +379,14 @@ def test_what_was_written_is_not_held(source: Path) -> None:
 
 
 # sizes that words of 8 outputs fill
-SIZES = {"intermediate_size": 24, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+SIZES = {
+    "intermediate_size": 24,
+    "intermediate_size_mlp": 24,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe"))
+FAMILIES = tuple(name for name in CONFIGS if name not in ("gpt-oss", "granitemoe", "granitehybrid"))
 # packed folders have no stacked experts
 DENSE: dict[str, dict[str, Any]] = {
     "gemma4": {"enable_moe_block": False, "num_experts": None, "head_dim": 8, "hidden_size_per_layer_input": 8}
@@ -468,6 +473,13 @@ def test_every_expert_has_a_name(tmp_path: Path) -> None:
     assert config["modules_to_not_convert"] == [f"model.layers.{it}.block_sparse_moe.gate" for it in (0, 1)]
 
 
+@pytest.mark.parametrize(("family", "place"), [("mistral4", "mlp"), ("llama4", "feed_forward")])
+def test_experts_that_transformers_stacks_have_names_too(family: str, place: str, tmp_path: Path) -> None:
+    done = pack(tiny(family, tmp_path), tmp_path / "out", PackedRequest("gptq", group_size=8))
+    assert f"model.layers.1.{place}.experts.2.gate_proj" in done["linears"]
+    assert not any("gate_up_proj" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+
+
 def test_experts_without_tokens_are_named(tmp_path: Path) -> None:
     model = tiny("mixtral", tmp_path, num_local_experts=12, num_experts_per_tok=1)
     calibration = tiny_calibration(model, tmp_path / "cal.gguf")
@@ -483,7 +495,7 @@ def test_experts_without_tokens_are_named(tmp_path: Path) -> None:
     assert unseen[0] in note
 
 
-@pytest.mark.parametrize("family", ["gpt-oss", "granitemoe"])
+@pytest.mark.parametrize("family", ["gpt-oss", "granitemoe", "granitehybrid"])
 def test_experts_without_names_are_refused(family: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds all experts in one"):
         pack(in_memory(family, tmp_path / "tiny"), tmp_path / "out", PackedRequest("gptq", group_size=8))

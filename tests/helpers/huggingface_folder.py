@@ -30,6 +30,8 @@ LATENT = {
     "moe_intermediate_size": 12,
 }
 
+INDEXED = {"q_lora_rank": 6, "index_n_heads": 8, "index_head_dim": 8, "index_topk": 12}
+
 MULTIPLIERS = {
     "embedding_multiplier": 2.0,
     "residual_multiplier": 0.5,
@@ -37,6 +39,26 @@ MULTIPLIERS = {
     "logits_scaling": 4.0,
 }
 
+DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "head_dim": 8,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rope_parameters": {
+        "rope_theta": 1e4,
+        "rope_type": "default",
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 0, 0],
+    },
+}
+DELTA_MOE = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 14,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "mixtral": CONFIG
@@ -133,6 +155,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gptneox": CONFIG | {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "rotary_pct": 0.5},
     "stablelm": CONFIG | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "partial_rotary_factor": 0.5},
     "granite": CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | MULTIPLIERS,
+    "granitehybrid": CONFIG
+    | {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 6,
+        "mamba_n_groups": 2,
+        "num_local_experts": 3,
+        "shared_intermediate_size": 14,
+    }
+    | MULTIPLIERS,
     "granitemoe": CONFIG
     | {
         "architectures": ["GraniteMoeSharedForCausalLM"],
@@ -215,12 +251,55 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         },
     },
+    "mistral4": CONFIG
+    | LATENT
+    | {
+        "architectures": ["Mistral4ForCausalLM"],
+        "model_type": "mistral4",
+        "q_lora_rank": 6,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "llama4": CONFIG
+    | {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "num_hidden_layers": 5,
+        "head_dim": 8,
+        "intermediate_size": 12,
+        "intermediate_size_mlp": 20,
+        "num_local_experts": 3,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 7,
+        "floor_scale": 5,
+    },
+    "deepseek32": CONFIG | LATENT | INDEXED | {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"},
+    "glm-dsa": CONFIG
+    | LATENT
+    | INDEXED
+    | {
+        "architectures": ["GlmMoeDsaForCausalLM"],
+        "model_type": "glm_moe_dsa",
+        "num_hidden_layers": 3,
+        "indexer_types": ["full", "shared", "full"],
+        "index_topk": 30,
+    },
     "hunyuan-dense": CONFIG | {"architectures": ["HunYuanDenseV1ForCausalLM"], "model_type": "hunyuan_v1_dense", "head_dim": 8},
     "phi2": CONFIG | {"architectures": ["PhiForCausalLM"], "model_type": "phi"},
     "olmo": CONFIG | {"architectures": ["OlmoForCausalLM"], "model_type": "olmo", "clip_qkv": 0.5},
     "olmo3": CONFIG
     | {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 4},
     "exaone4": CONFIG | {"architectures": ["Exaone4ForCausalLM"], "model_type": "exaone4"},
+    "qwen35": CONFIG | DELTA_NET | {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text"},
+    "qwen35moe": CONFIG | DELTA_NET | DELTA_MOE | {"architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text"},
+    "qwen3next": CONFIG | DELTA_NET | DELTA_MOE | {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"},
     "starcoder": {
         "architectures": ["GPTBigCodeForCausalLM"],
         "model_type": "gpt_bigcode",

@@ -70,6 +70,15 @@ LATENT = {
     "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "first_k_dense_replace": 1,
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
 }  # fmt: skip
+MISTRAL4 = yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)
+LLAMA4 = {
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "head_dim": 32,
+    "num_hidden_layers": 5,
+}
+INDEXED = {"q_lora_rank": 48, "index_n_heads": 16, "index_head_dim": 64, "index_topk": 16}
 MINICPM3 = {
     key: LATENT[key]
     for key in ("num_key_value_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -82,6 +91,26 @@ DOTS = {key: GLM_MOE[key] for key in GLM_MOE if key != "head_dim"} | {
 }  # fmt: skip
 ERNIE_MOE = {
     "num_hidden_layers": 3, "moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 6, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+}  # fmt: skip
+DELTA_NET = {
+    "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+}  # fmt: skip
+SECTIONS = {
+    "rope_type": "default",
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+}
+DELTA_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
+MAMBA = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_expand": 2, "shared_intermediate_size": 48,
 }  # fmt: skip
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
@@ -181,6 +210,15 @@ CASES = (
     case("seed-oss", "SeedOssForCausalLM", head_dim=32),
     case("ernie4_5", "Ernie4_5ForCausalLM", head_dim=32),
     case("mistral3", "Ministral3ForCausalLM", head_dim=32, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)),
+    case("mistral4", "Mistral4ForCausalLM", **LATENT | {"n_shared_experts": 1, "first_k_dense_replace": 0}, q_lora_rank=48, rope_parameters=MISTRAL4),
+    case("mistral4-dense-groups", "Mistral4ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.8, tie_word_embeddings=True, rope_parameters=MISTRAL4),
+    # GLM's latents are normalised with 1e-6 in transformers, and with what the configuration says in llama.cpp
+    case("deepseek32", "DeepseekV32ForCausalLM", **LATENT | INDEXED | {"n_routed_experts": 8}, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
+    case("glm-dsa", "GlmMoeDsaForCausalLM", **LATENT | INDEXED, rms_norm_eps=1e-6),
+    case("glm-dsa-shared", "GlmMoeDsaForCausalLM", **LATENT | INDEXED | {"num_hidden_layers": 5}, indexer_types=["full", "shared", "full", "shared", "shared"], tie_word_embeddings=True, rms_norm_eps=1e-6),
+    case("llama4", "Llama4ForCausalLM", **LLAMA4, rope_parameters=LLAMA3 | {"high_freq_factor": 1.0}),
+    case("llama4-interleaved", "Llama4ForCausalLM", **LLAMA4 | {"intermediate_size": 16, "num_local_experts": 128, "num_experts_per_tok": 3}, interleave_moe_layer_step=2, use_qk_norm=False, tie_word_embeddings=True),
+    case("llama4-yarn", "Llama4ForCausalLM", **LLAMA4, rope_parameters=yarn()),
     case("hunyuan-dense", "HunYuanDenseV1ForCausalLM", head_dim=32, tie_word_embeddings=True),
     case("hunyuan-dense-alpha", "HunYuanDenseV1ForCausalLM", head_dim=32, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}),
     case("phi2", "PhiForCausalLM", num_key_value_heads=4),
@@ -198,6 +236,13 @@ CASES = (
     case("dots1-plain-weights", "Dots1ForCausalLM", **DOTS | {"first_k_dense_replace": 0}, head_dim=32),
     case("ernie4_5moe", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE),
     case("ernie4_5moe-no-shared", "Ernie4_5_MoeForCausalLM", **ERNIE_MOE | {"moe_num_shared_experts": 0, "moe_layer_start_index": 2}, tie_word_embeddings=False),
+    case("qwen35", "Qwen3_5ForCausalLM", **DELTA_NET, rope_parameters=SECTIONS),
+    case("qwen35-tied", "Qwen3_5ForCausalLM", **DELTA_NET | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}, rope_parameters=SECTIONS, tie_word_embeddings=True),
+    case("qwen35moe", "Qwen3_5MoeForCausalLM", **DELTA_NET, **DELTA_MOE, rope_parameters=SECTIONS),
+    case("qwen3next", "Qwen3NextForCausalLM", **DELTA_NET, **DELTA_MOE),
+    case("granitehybrid", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2),
+    case("granitehybrid-dense", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True),
+    case("granitehybrid-attention", "GraniteMoeHybridForCausalLM", **MAMBA | {"layer_types": ["full_attention"] * 4}, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope"),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip
@@ -210,6 +255,7 @@ DEEP = (
 
 # what transformers and this project's runtime do, and llama.cpp does otherwise; a note says so
 BEYOND_LLAMACPP = (
+    case("llama4-chunks", "Llama4ForCausalLM", **LLAMA4, attention_chunk_size=8, floor_scale=6, attn_scale=0.4),
     case("deepseek2-groups", "DeepseekV2ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, topk_method="group_limited_greedy"),
 )  # fmt: skip
 

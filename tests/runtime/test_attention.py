@@ -21,6 +21,7 @@ def written_out(
     cap: float | None,
     window: int | None,
     sinks: Floats | None = None,
+    chunked: bool = False,
 ) -> NDArray[np.float64]:
     """The definition, one query at a time."""
     heads, count, _ = queries.shape
@@ -31,6 +32,8 @@ def written_out(
         for i in range(count):
             last = before + i + 1
             first = 0 if window is None else max(0, last - window)
+            if window is not None and chunked:
+                first = next(position for position in range(last) if position // window == (last - 1) // window)
             logits = keys[of, first:last].astype(np.float64) @ queries[head, i].astype(np.float64) * scale
             if cap is not None:
                 logits = cap * np.tanh(logits / cap)
@@ -59,6 +62,43 @@ def test_tiles_give_what_the_definition_gives(
     for query_tile, key_tile in ((128, 1024), (8, 8), (16, 5), (5, 16)):
         out = np.full((count, heads, 8), np.nan, np.float32)
         attend(queries, keys, values, out, scale=0.35, cap=cap, window=window, query_tile=query_tile, key_tile=key_tile)
+        assert np.abs(out - wanted).max() < 2e-6
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 1), (1, 40), (37, 37), (20, 53), (64, 64)])
+@pytest.mark.parametrize("window", [1, 7, 16, 200])
+def test_chunks_hide_what_lies_before_them(count: int, total: int, window: int) -> None:
+    queries, keys, values = random_heads(4, 2, count, total)
+    wanted = written_out(queries, keys, values, 0.35, None, window, chunked=True)
+    for query_tile, key_tile in ((128, 1024), (8, 8), (16, 5), (5, 16)):
+        out = np.full((count, 4, 8), np.nan, np.float32)
+        attend(
+            queries,
+            keys,
+            values,
+            out,
+            scale=0.35,
+            window=window,
+            chunked=True,
+            query_tile=query_tile,
+            key_tile=key_tile,
+        )
+        assert np.abs(out - wanted).max() < 2e-6
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 40), (37, 37), (20, 53)])
+def test_positions_that_are_not_chosen_are_hidden(count: int, total: int) -> None:
+    queries, keys, values = random_heads(4, 2, count, total)
+    chosen = np.random.default_rng(3).random((count, total)) < 0.2
+    chosen[np.arange(count), total - count + np.arange(count)] = True  # itself
+    wanted = np.zeros((count, 4, 8))
+    for i in range(count):
+        seen = np.flatnonzero(chosen[i, : total - count + i + 1])
+        single = written_out(queries[:, i : i + 1], keys[:, seen], values[:, seen], 0.35, None, None)
+        wanted[i] = single[0]
+    for query_tile, key_tile in ((128, 1024), (8, 8), (5, 16)):
+        out = np.full((count, 4, 8), np.nan, np.float32)
+        attend(queries, keys, values, out, scale=0.35, chosen=chosen, query_tile=query_tile, key_tile=key_tile)
         assert np.abs(out - wanted).max() < 2e-6
 
 

@@ -65,7 +65,7 @@ def greedy_by_whole_passes(found: Network, prompt: Sequence[int], count: int) ->
     return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3moe", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3moe", "gemma2", "qwen35", "qwen3next"])
 def test_greedy_is_the_best_token_of_whole_passes(name: str) -> None:
     found = network(name)
     prompt = tokens(5, 8)
@@ -113,6 +113,17 @@ def test_only_what_is_new_is_read() -> None:
     assert np.allclose(changed, logits(found, other)[0][-1], atol=1e-5)
 
 
+def test_a_memory_of_fixed_size_is_made_anew_for_another_beginning() -> None:
+    found, text = network("qwen35"), tokens(20)
+    with reader_of(found) as reader:
+        reader.read(text[:12])
+        further = reader.read(text[:15])
+        other = [*text[:10], (text[10] + 1) % 24, 5]
+        changed = reader.read(other)
+    assert np.allclose(further, logits(found, text[:15])[0][-1], atol=1e-4)
+    assert np.allclose(changed, logits(found, other)[0][-1], atol=1e-4)
+
+
 def test_long_prompts_are_read_in_batches() -> None:
     found = network("llama")
     cache, text = Spy(found, 1200), tokens(1100)
@@ -122,18 +133,19 @@ def test_long_prompts_are_read_in_batches() -> None:
     assert np.allclose(ours, logits(found, text)[0][-1], atol=1e-4)
 
 
-def test_an_interruption_leaves_a_reader_that_goes_on() -> None:
-    found, text = network("llama"), tokens(20)
+@pytest.mark.parametrize(("name", "block"), [("llama", 1), ("qwen35", 3)])
+def test_an_interruption_leaves_a_reader_that_goes_on(name: str, block: int) -> None:
+    found, text = network(name), tokens(20)
     cache = Spy(found, 64)
     with Reader(found, cache, threads=1) as reader:
         reader.read(text[:12])
-        cache.interrupted_in = 1
+        cache.interrupted_in = block
         with pytest.raises(KeyboardInterrupt):
             reader.read(text[:16])
         cache.interrupted_in = None
         assert len(reader.tokens) == 12
         ours = reader.read(text)
-    assert np.allclose(ours, logits(found, text)[0][-1], atol=1e-5)
+    assert np.allclose(ours, logits(found, text)[0][-1], atol=1e-4)
 
 
 def test_held_weights_are_decoded_once_and_change_nothing() -> None:

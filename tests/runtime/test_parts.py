@@ -94,8 +94,8 @@ def test_soft_cap_and_softmax() -> None:
     assert np.abs(found - shares / shares.sum(axis=1, keepdims=True)).max() < 1e-4
 
 
-def stack(model: Model, name: str) -> Wide:
-    tensor = model.tensors[f"blk.0.{name}.weight"]
+def stack(model: Model, name: str, block: int = 0) -> Wide:
+    tensor = model.tensors[f"blk.{block}.{name}.weight"]
     return tensor.rows(0, tensor.row_count).reshape(tensor.shape).astype(np.float64)
 
 
@@ -122,6 +122,31 @@ def test_a_mixture_weighs_its_best_experts(name: str, used: int) -> None:
             for share, expert in zip(shares, best, strict=True)
         )
         assert np.abs(found[row] - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("used", [1, 2, 3])
+def test_a_mixture_may_weigh_what_its_experts_are_given(used: int) -> None:
+    model = in_memory("llama4", Path("tiny"))
+    layer = load_network(model).blocks[1].feed_forward
+    assert isinstance(layer, Experts)
+    inputs = np.random.default_rng(2).standard_normal((40, 16), np.float32)
+    with Workers(2) as workers:
+        found = mixture(workers, layer, Routing("sigmoid", used, of_inputs=True), "silu", inputs, hooks(40))
+    gates, ups, downs = (stack(model, f"ffn_{kind}_exps", 1) for kind in ("gate", "up", "down"))
+    for row, token in enumerate(inputs.astype(np.float64)):
+        scores = stack(model, "ffn_gate_inp", 1) @ token
+        wanted = np.zeros(16)
+        for expert in sorted(range(3), key=lambda it: -scores[it])[:used]:
+            given = token / (1 + np.exp(-scores[expert]))
+            wanted += downs[expert] @ (silu(gates[expert] @ given) * (ups[expert] @ given))
+        assert np.abs(found[row] - wanted).max() < 1e-4
+
+
+def test_scores_of_one_do_not_hide_which_expert_is_best() -> None:
+    routing = Routing("sigmoid", 1, of_inputs=True)
+    chosen, weights = choose_experts(np.array([[40.0, 60.0, 50.0]], np.float32), routing)
+    assert chosen.tolist() == [[1]]
+    assert weights.tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize("by_maximum", [False, True])

@@ -92,7 +92,7 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
     return found
 
 
-def _value(parameter: HyperParameter, values: Values) -> bool | int | float | None:
+def _value(parameter: HyperParameter, values: Values) -> bool | int | float | str | None:
     """Return what the configuration says; null for what the family does without."""
     value = values.get(parameter.name)
     assert not isinstance(value, tuple)

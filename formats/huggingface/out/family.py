@@ -164,5 +164,7 @@ def _restored(
     """Return the original vector, where its transform gives what the model holds; else None."""
     original = constant(source.name, np.asarray(values, np.float32), source.origin)
     (transformed,) = TRANSFORMS[entry.transform].forward((original,), arguments)
-    same = source.shape == transformed.shape and np.array_equal(source.rows(0, 1), transformed.rows(0, 1))
+    same = source.shape == transformed.shape and np.array_equal(
+        source.rows(0, source.row_count), transformed.rows(0, source.row_count)
+    )
     return (original,) if same else None

@@ -15,7 +15,7 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
-from ..rope import STILL, TEMPERATURE
+from ..rope import STILL, TEMPERATURE, kept_share
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]
@@ -36,7 +36,7 @@ _TABLE, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_f
 _CLOSE = 1e-5  # relative; tables are float32
 # contexts before stretching, and the frequency factors, of the models that have llama3's scaling
 _LLAMA3_CONTEXTS = tuple(1 << power for power in range(3, 20))
-_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
+_LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 1.0))
 
 
 def rebuild_rope(
@@ -54,7 +54,9 @@ def rebuild_rope(
     found: dict[str, Any] = {"rope_theta": theta}
     size = rope.dimensions.evaluate(values)
     rotated = known.integer("dimension_count") or int(size * rope.share)
-    if rotated != size or rope.share != 1.0:
+    if rope.share_of is not None:
+        found["partial_rotary_factor"] = _share(rotated, rope.share_of.evaluate(values))
+    elif rotated != size or rope.share != 1.0:
         found["partial_rotary_factor"] = _share(rotated, size)
     if rope.local_theta is not None:
         found["rope_local_base_freq"] = known.number("freq_base_swa", rope.local_theta)
@@ -78,8 +80,9 @@ def rebuild_rope(
     temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")
     if rope.temperature and scaling is not None and temperature is not None:
         scaling[TEMPERATURE] = plain_number(temperature)
+    sections = _sections(rope, metadata.get(f"{architecture.gguf}.rope.dimension_sections"))
     if scaling is not None:
-        found["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+        found["rope_scaling"] = {**scaling, **sections, "type": scaling["rope_type"]}
     if rope.local_theta is not None:
         local = {"rope_type": "default", "rope_theta": found["rope_local_base_freq"]}
         full = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
@@ -87,8 +90,15 @@ def rebuild_rope(
     elif scaling is None:
         # the spelling since transformers 5, where some families are scaled unless they say that they are not
         share = {key: found[key] for key in ("partial_rotary_factor",) if key in found}
-        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share}
+        found["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **share, **sections}
     return found
+
+
+def _sections(rope: Rope, field: Field | None) -> dict[str, Any]:
+    """Return the pairs that go by time, height and width, in families that have such."""
+    if not rope.sections or field is None or not isinstance(field.value, np.ndarray):
+        return {}
+    return {"mrope_section": field.value[: len(rope.sections)].tolist(), "mrope_interleaved": True}
 
 
 class _Known:
@@ -172,7 +182,7 @@ def _from_table(
     for low, high in _LLAMA3_BANDS:
         for original in sorted(_LLAMA3_CONTEXTS, key=lambda it: it != 8192):
             turns = original * frequencies / (2 * math.pi)
-            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            kept = kept_share(turns, low, high)
             if _same(table, 1.0 / ((1.0 - kept) / factor + kept)):
                 return {
                     "rope_type": "llama3",

@@ -70,6 +70,21 @@ def latent_parts(values: Array, heads: int, key: int) -> list[Array]:
     return [stacked[:, :key].swapaxes(1, 2), stacked[:, key:]]
 
 
+def tiled(values: Array, first: int, groups: int, share: int) -> Array:
+    """Heads of rows behind the first, from group by group to the first of each group, then the second, and so on."""
+    heads = values[first:].reshape(groups, share, -1, *values.shape[1:]).swapaxes(0, 1)
+    return np.concatenate([values[:first], heads.reshape(-1, *values.shape[1:])])
+
+
+def key_groups(values: Array, groups: int, key: int, wide: int) -> list[Array]:
+    """Queries, keys and values of all groups, and their gates, as transformers splits Qwen3-Next's fused projection."""
+    query, keys, value, gate = np.split(
+        values.reshape(groups, -1, values.shape[1]), np.cumsum([key, key, wide]), axis=1
+    )
+    mixed = [part.reshape(-1, values.shape[1]) for part in (query, keys, value)]
+    return [np.concatenate(mixed), gate.reshape(-1, values.shape[1])]
+
+
 @dataclass(frozen=True)
 class Example:
     name: str
@@ -104,6 +119,12 @@ EXAMPLES = (
         {},
         lambda a: [a[0].swapaxes(1, 2)[:, ::2], a[0].swapaxes(1, 2)[:, 1::2]],
     ),
+    Example(
+        "transpose_and_split_rows",
+        [(3, 5, 6)],
+        {"first": 4},
+        lambda a: [a[0].swapaxes(1, 2)[:, :4], a[0].swapaxes(1, 2)[:, 4:]],
+    ),
     Example("gather_groups", [(24, 5)], {"heads": 4, "kv_heads": 2}, lambda a: [gathered(a[0], 4, 2)]),
     Example("gather_groups", [(18, 3)], {"heads": 3, "kv_heads": 3}, lambda a: [gathered(a[0], 3, 3)]),
     Example("gather_groups", [(14, 3)], {"heads": 5, "kv_heads": 1}, lambda a: [gathered(a[0], 5, 1)]),
@@ -111,6 +132,20 @@ EXAMPLES = (
     Example("split_attention", [(24, 5)], {"heads": 4, "kv_heads": 1}, lambda a: attention_parts(a[0], 4, 1)),
     Example("split_attention", [(32, 3)], {"heads": 4, "kv_heads": 2}, lambda a: attention_parts(a[0], 4, 2)),
     Example("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 3}, lambda a: latent_parts(a[0], 3, 2)),
+    Example("fold", [(12,)], {"rows": 3}, lambda a: [a[0].reshape(3, 4)]),
+    Example("fold", [(5,)], {"rows": 5}, lambda a: [a[0][:, None]]),
+    Example("squeeze_kernels", [(6, 1, 4)], {}, lambda a: [a[0][:, 0]]),
+    Example("tile_heads", [(17, 3)], {"first": 5, "heads": 6, "groups": 2}, lambda a: [tiled(a[0], 5, 2, 3)]),
+    Example("tile_heads", [(17,)], {"first": 5, "heads": 6, "groups": 2}, lambda a: [tiled(a[0], 5, 2, 3)]),
+    Example("tile_heads", [(6, 3)], {"first": 0, "heads": 3, "groups": 3}, lambda a: [a[0]]),
+    Example("tile_columns", [(5, 12)], {"heads": 6, "groups": 3}, lambda a: [tiled(a[0].T, 0, 3, 2).T]),
+    Example("tile_kernels", [(9, 1, 4)], {"first": 3, "heads": 6, "groups": 2}, lambda a: [tiled(a[0][:, 0], 3, 2, 3)]),
+    Example(
+        "split_key_groups",
+        [(44, 3)],
+        {"heads": 4, "groups": 2, "key": 3, "value": 4},
+        lambda a: key_groups(a[0], 2, 3, 8),
+    ),
 )
 EACH = pytest.mark.parametrize(
     "example", EXAMPLES, ids=lambda item: f"{item.name}-{'x'.join(map(str, item.shapes[0]))}"
@@ -187,6 +222,50 @@ def test_add_one_is_float32_and_its_inverse_is_exact_for_ordinary_norms() -> Non
     assert np.array_equal(whole(taken_back, np.uint16), source.values)
 
 
+def test_rates_of_decay_are_negative_and_come_back() -> None:
+    source = Source((6,), "F32")
+    arguments = {"heads": 6, "groups": 2}
+    (found,) = TRANSFORMS["tile_decay"].forward([source.tensor], arguments)
+    assert found.encoding.name == "F32"
+    wanted = tiled(-np.exp(source.values), 0, 2, 3)
+    assert np.array_equal(whole(found, np.float32), wanted)
+    (same,) = TRANSFORMS["tile_decay"].inverse([found], arguments)
+    assert np.array_equal(whole(same, np.float32), source.values)
+    (computed,) = TRANSFORMS["tile_decay"].inverse([constant("a", wanted, "memory")], arguments)
+    assert np.allclose(whole(computed, np.float32), source.values, rtol=1e-5)
+    (nothing,) = TRANSFORMS["tile_decay"].inverse([constant("a", np.ones(6, np.float32), "memory")], arguments)
+    assert np.isnan(whole(nothing, np.float32)).all()
+
+
+def test_folded_rates_come_back_to_the_bit_where_they_are_undone() -> None:
+    source = Source((6,), "F32")
+    (found,) = TRANSFORMS["fold_decay"].forward([source.tensor], {"rows": 6})
+    assert found.shape == (6, 1)
+    assert np.array_equal(whole(found, np.float32), -np.exp(source.values)[:, None])
+    (same,) = TRANSFORMS["fold_decay"].inverse([found], {"rows": 6})
+    assert np.array_equal(whole(same, np.float32), source.values)
+    with pytest.raises(ModelError, match="no matrix of 5 rows"):
+        TRANSFORMS["fold_decay"].inverse([found], {"rows": 5})
+
+
+def test_blocks_within_heads_are_moved_whole() -> None:
+    encoding = ENCODINGS["Q8_0"]
+    rows = encoding.encode(np.random.default_rng(3).standard_normal((4, 192)).astype(np.float32))
+    tensor = Tensor("t", (4, 192), encoding, lambda start, stop: rows[start:stop], "memory")
+    (moved,) = TRANSFORMS["tile_columns"].forward([tensor], {"heads": 6, "groups": 2})
+    assert moved.encoding.name == "Q8_0"
+    (decoded,) = TRANSFORMS["tile_columns"].forward([tensor], {"heads": 12, "groups": 2})
+    assert decoded.encoding.name == "F32"
+    assert np.array_equal(moved.rows(0, 4), tiled(tensor.rows(0, 4).T, 0, 2, 3).T)
+    assert np.array_equal(decoded.rows(0, 4), tiled(tensor.rows(0, 4).T, 0, 2, 6).T)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(6, 4), (6, 0), (0, 1)])
+def test_heads_that_no_groups_share(heads: int, groups: int) -> None:
+    with pytest.raises(ModelError, match="cannot share"):
+        TRANSFORMS["tile_heads"].forward([Source((6, 3)).tensor], {"first": 0, "heads": heads, "groups": groups})
+
+
 def test_stacks_of_different_encodings_become_float32() -> None:
     one, other = Source((2, 4), "BF16", 1), Source((2, 4), "F32", 2)
     (tensor,) = TRANSFORMS["stack"].forward([one.tensor, other.tensor], {})
@@ -238,6 +317,7 @@ def test_constants_are_read_only_rows() -> None:
         ("separate_rows", [(4,)], {}),
         ("separate_columns", [(2, 5)], {}),
         ("transpose_and_separate_rows", [(2, 4, 5)], {}),
+        ("transpose_and_split_rows", [(2, 4, 5)], {"first": 5}),
         ("gather_groups", [(24, 2)], {"heads": 5, "kv_heads": 2}),
         ("gather_groups", [(24, 2)], {"heads": 4, "kv_heads": 0}),
         ("gather_groups", [(23, 2)], {"heads": 4, "kv_heads": 2}),
@@ -246,6 +326,15 @@ def test_constants_are_read_only_rows() -> None:
         ("split_attention", [(24,)], {"heads": 4, "kv_heads": 2}),
         ("split_latent", [(15, 4)], {"heads": 3, "key": 2, "value": 2}),
         ("split_latent", [(3, 5, 4)], {"heads": 3, "key": 2, "value": 3}),
+        ("squeeze_kernels", [(6, 2, 4)], {}),
+        ("fold", [(7,)], {"rows": 2}),
+        ("fold", [(2, 6)], {"rows": 2}),
+        ("fold_decay", [(7,)], {"rows": 6}),
+        ("tile_heads", [(16, 3)], {"first": 5, "heads": 6, "groups": 2}),
+        ("tile_heads", [(6, 1, 3)], {"first": 0, "heads": 6, "groups": 2}),
+        ("tile_columns", [(5, 13)], {"heads": 6, "groups": 3}),
+        ("tile_decay", [(7,)], {"heads": 6, "groups": 3}),
+        ("split_key_groups", [(43, 3)], {"heads": 4, "groups": 2, "key": 3, "value": 4}),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(

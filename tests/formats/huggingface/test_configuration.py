@@ -126,6 +126,8 @@ def test_the_text_section_covers_the_outer_configuration() -> None:
         ("gemma3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("exaone4", {"sliding_window": 8}, "64 layers only"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, "no_rope_layers is not 0 in every layer 4"),
+        ("llama4", {"no_rope_layers": [1, 1, 0, 1, 1]}, "no_rope_layers is not 0 in every layer 4"),
+        ("llama4", {"layer_types": ["full_attention"] * 5}, "'chunked_attention' in the rest"),
         ("smollm3", {"no_rope_layer_interval": 3}, "every fourth layer"),
         ("minicpm3", {"scale_emb": 10}, "by 12"),
         ("roberta", {"pad_token_id": 0}, "token 1"),

@@ -55,6 +55,17 @@ def test_no_scaling_writes_none(scaling: Any) -> None:
     assert not result.tables and not result.notes
 
 
+def test_llama3_without_a_band_blends_nothing() -> None:
+    """Llama 4's: frequencies of less than one turn over the original context are divided, others stay."""
+    result = rope(
+        "llama4", rope_theta=10000.0, rope_scaling={"rope_type": "llama3"} | LLAMA3 | {"high_freq_factor": 1.0}
+    )
+    turns = 32 * 10000.0 ** -(np.arange(0, 16, 2) / 16) / (2 * math.pi)
+    (table,) = result.tables.values()
+    assert table.tolist() == [1.0 if turn >= 1 else 8.0 for turn in turns]
+    assert {1.0, 8.0} == set(table.tolist())
+
+
 def test_llama3_bands() -> None:
     result = rope(rope_theta=10000.0, rope_scaling={"rope_type": "llama3"} | LLAMA3)
     assert "scaling.type" not in plain(result)
@@ -168,7 +179,7 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]
         ("llama", {"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "must be a number above 0"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "must be a number above 0"),
-        ("llama", {"rope_scaling": {"type": "llama3"} | LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq_factor"),
+        ("llama", {"rope_scaling": {"type": "llama3"} | LLAMA3 | {"high_freq_factor": 0.5}}, "must not be below low_freq_factor"),
         ("llama", {"rope_theta": 0}, "rope_theta is 0"),
         ("llama", {"rope_theta": 10**400}, "rope_theta"),
         ("llama", {"rope_theta": "big"}, "rope_theta is 'big'"),

@@ -253,6 +253,13 @@ def test_an_absent_begin_is_not_added(tmp_path: Path) -> None:
         {"type": "Sequence"},
         {"type": "TemplateProcessing"},
         {"type": "TemplateProcessing", "special_tokens": {}, "single": [{"SpecialToken": {"id": "x"}}]},
+        {
+            "type": "TemplateProcessing",
+            "special_tokens": {"x": {"ids": [-(1 << 70)]}},
+            "single": [{"SpecialToken": {"id": "x"}}],
+        },
+        {"type": "BertProcessing", "cls": ["x", -1], "sep": ["y", 2]},
+        {"type": "BertProcessing", "cls": ["x", 1], "sep": ["y", "2"]},
     ],
 )
 def test_malformed_post_processors(tmp_path: Path, post: object) -> None:

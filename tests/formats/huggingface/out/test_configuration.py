@@ -38,7 +38,7 @@ from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface.configuration import read_hyper_parameters
 from qconv.formats.huggingface.out.rope import rebuild_rope
 from qconv.formats.huggingface.rope import read_rope
-from qconv.formats.metadata import ValueType, float32, numbers, string, uint32
+from qconv.formats.metadata import Field, ValueType, float32, numbers, string, uint32
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -77,7 +77,7 @@ def test_every_family_without_its_source(name: str, tmp_path: Path) -> None:
     back = convert_without_source(tmp_path / "model.gguf", tmp_path / "back", "hf")
     with qconv.open(source) as one, qconv.open(back) as other:
         keys = [
-            {key: np.array(it.value).tolist() for key, it in m.metadata.items() if key.startswith(m.architecture)}
+            {key: comparable(it) for key, it in m.metadata.items() if key.startswith(m.architecture)}
             for m in (one, other)
         ]
         assert keys[0] == keys[1]
@@ -254,6 +254,13 @@ def test_what_cannot_be_expressed(
     assert not (tmp_path / "back").exists()
 
 
+def comparable(field: Field) -> object:
+    """A value that can be compared: arrays as lists, floating-point numbers as GGUF has them."""
+    if isinstance(field.value, np.ndarray):
+        return field.value.tolist()
+    return float(np.float32(field.value)) if isinstance(field.value, float) else field.value
+
+
 SCALINGS: dict[str, list[dict[str, Any]]] = {
     "default": [{}, {"rope_theta": 12345.0}, {"partial_rotary_factor": 0.5}],
     "linear": [{"factor": 4.0}, {"factor": 2.5, "rope_theta": 5e5}],
@@ -274,7 +281,8 @@ SCALINGS: dict[str, list[dict[str, Any]]] = {
     "llama3": [
         {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
         for factor in (8.0, 32.0)
-    ],
+    ]
+    + [{"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}],
     "longrope": [{"short_factor": [1.0, 1.5], "long_factor": [2.0, 6.5]}],
     "proportional": [{"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.0}, {"factor": 4.0}],
 }
@@ -312,9 +320,9 @@ def _there_and_back(architecture: Architecture, kind: str, parameters: Mapping[s
     rebuilt = rebuild_rope(architecture, values, first.metadata, tensors)
     plain = {key: value for key, value in config.items() if "rope" not in key and key != "partial_rotary_factor"}
     again = read_rope(architecture, {**plain, **rebuilt}, values, path)
-    assert {
-        key: np.float32(it.value) if isinstance(it.value, float) else it.value for key, it in again.metadata.items()
-    } == {key: np.float32(it.value) if isinstance(it.value, float) else it.value for key, it in first.metadata.items()}
+    assert {key: comparable(it) for key, it in again.metadata.items()} == {
+        key: comparable(it) for key, it in first.metadata.items()
+    }
     assert again.tables.keys() == first.tables.keys()
     for key, table in first.tables.items():
         assert np.allclose(again.tables[key], table, rtol=1e-5)
