@@ -71,7 +71,9 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         if attention is not None and parallel and block.feed_forward_norm == attention.norm:
             add(attention.norm, (*first, *entering), moment)
         else:
-            if attention is not None:
+            if (
+                attention is not None and block.alternating is None
+            ):  # else what attention reads is added to the stream as well
                 add(attention.norm, first, first[0].matrix.name)
             add(block.feed_forward_norm, entering, moment)
         if isinstance(attention, LatentAttention):

@@ -32,6 +32,9 @@ _LEFT_OUT: Final = (
     "ssm_alpha.weight",
     "ssm_beta.weight",
     "ssm_ba.weight",
+    "altup_router.weight",  # of streams, as routers of experts
+    "altup_predict_coef.weight",
+    "altup_correct_coef.weight",
 )
 _KERNELS: Final = "ssm_conv1d.weight"  # of single channels: no matrix that meets a vector
 _WEIGHT: Final = ".weight"

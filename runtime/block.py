@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .alternating import correct_streams, learned_residual, predict_streams
 from .delta_net import delta_net
 from .elementwise import sigmoid
-from .feed_forward import dense, mixture
+from .feed_forward import dense, mixture, sparse_dense
 from .latent_attention import latent_attention
-from .layer_inputs import take_up
-from .layers import Beside, Block, DeltaNet, Experts, LatentAttention, Mamba2, Norm
+from .layer_inputs import layer_addition
+from .layers import Alternating, Beside, Block, DeltaNet, Experts, LatentAttention, Mamba2, Norm
 from .mamba2 import mamba2
 from .norms import norm_function
 from .run import Run
@@ -28,7 +30,9 @@ __all__ = ["run_attention", "run_block", "run_feed_forward"]
 
 def run_block(run: Run, block: Block, hidden: Floats) -> None:
     """Carry the residual stream, float32 (rows, hidden), through a block, in place."""
-    if run.configuration.parallel:
+    if block.alternating is not None:
+        _run_alternating(run, block, block.alternating, hidden)
+    elif run.configuration.parallel:
         _run_side_by_side(run, block, hidden)
     else:
         for part, run_part in ((block.attention, run_attention), (block.feed_forward, run_feed_forward)):
@@ -51,7 +55,8 @@ def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's feed-forward to the residual stream, in place. Not for parallel blocks."""
     inputs = _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.after, _feed_forward(run, block, inputs, hidden), hidden)
-    take_up(run, block, hidden)
+    if block.layer_input is not None:
+        hidden += layer_addition(run, block, hidden)
     if block.scale is not None:
         hidden *= block.scale.decode()
     run.passed(0.5)
@@ -65,6 +70,27 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
     run.passed(0.5)
     _add(run, block.after, _feed_forward(run, block, others, hidden), hidden)
+    run.passed(0.5)
+
+
+def _run_alternating(run: Run, block: Block, layer: Alternating, hidden: Floats) -> None:
+    """Run the first of several predicted streams through a block, and correct all of them, (rows, streams * hidden), by what that changed."""
+    streams = hidden.reshape(len(hidden), -1, run.configuration.hidden)
+    predicted = predict_streams(run, layer, streams)
+    active = predicted[:, 0].copy()
+    assert block.attention is not None
+    inputs = _normalised(run, block.attention.norm, active)
+    learned = learned_residual(run, layer, inputs)
+    _add(run, block.attention.after, _attention(run, block, inputs), active)
+    active += learned
+    active *= np.float32(math.sqrt(0.5))
+    run.passed(0.5)
+    inputs = _normalised(run, block.feed_forward_norm, active)
+    _add(run, block.after, _feed_forward(run, block, inputs, active), active)
+    correct_streams(run, layer, predicted, active)
+    first = predicted[:, 0] * layer.scale.decode()
+    predicted[:, 1:] += layer_addition(run, block, first)[:, None]
+    streams[...] = predicted
     run.passed(0.5)
 
 
@@ -84,6 +110,9 @@ def _feed_forward(run: Run, block: Block, inputs: Floats, hidden: Floats) -> Flo
     layer, activation = block.feed_forward, run.configuration.facts.activation
     assert layer is not None
     if not isinstance(layer, Experts):
+        share = run.configuration.layer_sparsity(block.index)
+        if share:
+            return sparse_dense(run.workers, layer, activation, share, inputs, run.hooks)
         return dense(run.workers, layer, activation, inputs, run.hooks)
     assert run.configuration.routing is not None
     if layer.beside is not None:

@@ -7,6 +7,7 @@ from .build_feed_forward import build_feed_forward
 from .build_recurrent import build_delta_net, build_mamba2
 from .configuration import Latent
 from .layers import (
+    Alternating,
     Attention,
     Block,
     DeltaNet,
@@ -18,7 +19,7 @@ from .layers import (
     Norm,
 )
 from .place import Place
-from .weights import Linear, Matrix
+from .weights import Linear, Matrix, Vector
 
 __all__ = ["build_block"]
 
@@ -37,6 +38,7 @@ def build_block(place: Place, index: int) -> Block:
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
+        _alternating(place, prefix),
     )
 
 
@@ -58,6 +60,23 @@ def _after_attention(place: Place, prefix: str) -> Norm | None:
     if _AFTER_ATTENTION in place.configuration.facts.feed_forward_norm:
         return None
     return place.norm_if_there(prefix + _AFTER_ATTENTION, place.configuration.hidden)
+
+
+def _alternating(place: Place, prefix: str) -> Alternating | None:
+    if f"{prefix}altup_router.weight" not in place.model.tensors:
+        return None
+    hidden, streams = place.configuration.hidden, place.configuration.streams
+    right = place.linear(prefix + "laurel_r", hidden, None)
+    return Alternating(
+        router=place.linear(prefix + "altup_router", streams, hidden),
+        router_norm=place.norm(prefix + "altup_router_norm", hidden),
+        predict=place.linear(prefix + "altup_predict_coef", streams * streams, streams),
+        correct=place.linear(prefix + "altup_correct_coef", streams, streams),
+        scale=Vector(place.tensor(prefix + "altup_correct_scale.weight", (hidden,)), 0, hidden),
+        left=place.linear(prefix + "laurel_l", right.matrix.columns, hidden),
+        right=right,
+        learned_after=place.norm(prefix + "laurel_post_norm", hidden),
+    )
 
 
 def _layer_input(place: Place, prefix: str) -> LayerInput | None:
@@ -87,9 +106,9 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
     if configuration.keys_from(index) != index:
         query, key, value = place.linear(prefix + "attn_q", sizes[0], hidden), None, None
         place.ignore(*(f"{prefix}attn_{name}.weight" for name in ("k", "v", "k_norm")))
-    elif configuration.facts.normalised_values and f"{prefix}attn_v.weight" not in place.model.tensors:
+    elif configuration.keys_as_values and configuration.layer_window(index) is None:
         query, key = (
-            place.linear(prefix + kind, rows, hidden) for kind, rows in zip(("attn_q", "attn_k"), sizes, strict=False)
+            place.linear(prefix + kind, rows, hidden) for kind, rows in (("attn_q", sizes[0]), ("attn_k", sizes[1]))
         )
         value = None
     elif f"{prefix}attn_qkv.weight" in place.model.tensors:

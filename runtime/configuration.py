@@ -168,6 +168,8 @@ class Configuration:
         state_space: sizes of state space layers, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
+        keys_as_values: whether layers that see everything have no projection of values: they are what that of keys gives.
+        streams: residual streams, of which blocks compute the first.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
         layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
     """
@@ -205,6 +207,8 @@ class Configuration:
     state_space: StateSpace | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
+    keys_as_values: bool = False
+    streams: int = 1
     layer_input: int = 0
     layered: Layered = field(default_factory=lambda: MappingProxyType({}))
 
@@ -233,6 +237,10 @@ class Configuration:
     def keys_from(self, layer: int) -> int:
         """Return the layer whose keys and values a layer (counted from 0) reads: itself, or one before it."""
         return self._own("keys_from", layer, layer)
+
+    def layer_sparsity(self, layer: int) -> float:
+        """Return the share of a feed-forward's gate that a layer (counted from 0) leaves out, if it is normally distributed."""
+        return float(self.layered["sparsity"][layer]) if "sparsity" in self.layered else 0.0
 
     def lends_keys(self, layer: int) -> bool:
         """Whether a later layer reads the keys and values of this one (counted from 0)."""
@@ -335,6 +343,8 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         state_space=_state_space(model, values),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
+        keys_as_values=bool(values.get("keys_as_values")),
+        streams=size("streams", 1),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["choose_experts", "dense", "mixture"]
+__all__ = ["choose_experts", "dense", "mixture", "sparse_dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,28 @@ def dense(workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks
     """Return float32 (n, hidden), the feed-forward of ``inputs`` (n, hidden)."""
     hooks.collect([part.matrix for part in (layer.gate, layer.up) if part is not None], inputs)
     (middle,) = _middles(workers, [(inputs, layer)], activation, hooks)
+    hooks.collect([layer.down.matrix], middle)
+    result = product(workers, middle, layer.down)
+    hooks.report(layer.down.matrix.name, result)
+    return result
+
+
+def sparse_dense(workers: Workers, layer: Dense, activation: str, share: float, inputs: Floats, hooks: Hooks) -> Floats:
+    """Return as :func:`dense`, but of a token's gate only what lies above the point that leaves out ``share`` of a normal distribution."""
+    assert layer.gate is not None
+    hooks.collect([layer.gate.matrix, layer.up.matrix], inputs)
+    gate, middle = products(workers, [(inputs, layer.gate), (inputs, layer.up)])
+    for linear, result in ((layer.gate, gate), (layer.up, middle)):
+        hooks.report(linear.matrix.name, result, linear.matrix.first)
+    spread, join = np.float32(NormalDist().inv_cdf(share)), _joined(ACTIVATIONS[activation])
+
+    def cut(rows: slice) -> None:
+        part = gate[rows]
+        part -= part.mean(axis=1, keepdims=True) + spread * part.std(axis=1, keepdims=True)
+        np.maximum(part, 0, out=part)
+        join(part, middle[rows])
+
+    workers.map_rows(cut, len(gate))
     hooks.collect([layer.down.matrix], middle)
     result = product(workers, middle, layer.down)
     hooks.report(layer.down.matrix.name, result)

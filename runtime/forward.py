@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError, UsageError
+from .alternating import merge_streams, open_streams
 from .block import run_block
 from .cache import Cache
 from .head import Logits, yield_logits
@@ -92,7 +93,11 @@ def forward(
         hidden = embed(network, tokens, run.hooks)
         if network.layer_embedding is not None:
             run = replace(run, layer_inputs=layer_inputs(run, network.layer_embedding, tokens, hidden))
+        if network.streams is not None:
+            hidden = open_streams(run, network.streams, hidden)
         _run_blocks(network, run, hidden)
+        if network.streams is not None:
+            hidden = merge_streams(run, network.streams, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
                 cache.advance(number, len(ids))
@@ -137,7 +142,7 @@ def activation_bytes(network: Network, tokens: int) -> int:
         for layer in range(configuration.layers)
         if configuration.lends_keys(layer)
     )
-    return 4 * tokens * (3 * configuration.hidden + own + lent + max(heads, 2 * max(widths)))
+    return 4 * tokens * (3 * configuration.streams * configuration.hidden + own + lent + max(heads, 2 * max(widths)))
 
 
 def _width(network: Network, block: Block) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["LayerEmbedding", "layer_inputs", "look_up", "take_up"]
+__all__ = ["LayerEmbedding", "layer_addition", "layer_inputs", "look_up"]
 
 _NEARBY_ROWS = 8  # embeddings of tokens this close are read in one go
 
@@ -74,11 +74,10 @@ def layer_inputs(run: Run, source: LayerEmbedding, tokens: Sequence[NDArray[np.i
     return mixed.reshape(len(hidden), -1, width)
 
 
-def take_up(run: Run, block: Block, hidden: Floats) -> None:
-    """Add what a block makes of its own input to the residual stream, in place, where there is such an input."""
+def layer_addition(run: Run, block: Block, hidden: Floats) -> Floats:
+    """Return float32 (rows, hidden): what a block with an input of its own makes of it, gated by ``hidden``, to be added to the stream."""
     layer = block.layer_input
-    if layer is None:
-        return
+    assert layer is not None
     assert run.layer_inputs is not None
     run.hooks.collect([layer.gate.matrix], hidden)
     gate = product(run.workers, hidden, layer.gate)
@@ -94,9 +93,5 @@ def take_up(run: Run, block: Block, hidden: Floats) -> None:
     result = product(run.workers, gate, layer.projection)
     run.hooks.report(layer.projection.matrix.name, result)
     normalise = norm_function(run.configuration, layer.after)
-
-    def add(rows: slice) -> None:
-        normalise(result[rows], result[rows])
-        hidden[rows] += result[rows]
-
-    run.workers.map_rows(add, len(hidden))
+    run.workers.map_rows(lambda rows: normalise(result[rows], result[rows]), len(result))
+    return result

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .weights import Linear, Matrix, Vector
 
 __all__ = [
+    "Alternating",
     "Attention",
     "Beside",
     "Block",
@@ -222,6 +223,31 @@ class LayerInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternating:
+    """How a block of several residual streams predicts and corrects them, and what it learns beside attention.
+
+    Attributes:
+        router: (streams, hidden): of the active stream, normalised.
+        router_norm: see ``router``.
+        predict: (streams * streams, streams): how streams are mixed before the block.
+        correct: (streams, streams): how much of the block's change each takes up.
+        scale: of the active stream where it is gated by the block's own input.
+        left: (rank, hidden): of attention's input.
+        right: (hidden, rank).
+        learned_after: of that product.
+    """
+
+    router: Linear
+    router_norm: Norm
+    predict: Linear
+    correct: Linear
+    scale: Vector
+    left: Linear
+    right: Linear
+    learned_after: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class Experts:
     """A mixture.
 
@@ -248,7 +274,9 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer, which may be attention or a feed-forward alone. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the stream is multiplied by ``scale``."""
+    """One layer, which may be attention or a feed-forward alone. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the
+    stream is multiplied by ``scale``. ``alternating`` is there where there are several streams.
+    """
 
     index: int
     attention: Attention | LatentAttention | DeltaNet | Mamba2 | None
@@ -257,3 +285,4 @@ class Block:
     after: Norm | None
     layer_input: LayerInput | None = None
     scale: Vector | None = None
+    alternating: Alternating | None = None

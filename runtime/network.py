@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..formats.architectures import Architecture
 from ..formats.base import Model, Tensor
 from ..formats.scales import fold_scales
+from .alternating import Streams
 from .build import build_block
 from .configuration import Configuration, read_configuration
 from .layer_inputs import LayerEmbedding
@@ -39,6 +40,7 @@ class Network:
         rope_divisors: float32 (rotated / 2,), what each pair's frequency is divided by (llama3), or None.
         long_divisors: the same for sequences beyond the original context (longrope), or None.
         short_divisors: the same for others.
+        streams: how several residual streams begin and end, or None.
         layer_embedding: where every block's own input of a token comes from, or None.
     """
 
@@ -53,6 +55,7 @@ class Network:
     long_divisors: NDArray[np.float32] | None = None
     short_divisors: NDArray[np.float32] | None = None
     layer_embedding: LayerEmbedding | None = None
+    streams: Streams | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -88,6 +91,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
         long_divisors=place.table("rope_factors_long.weight", rotated),
         short_divisors=place.table("rope_factors_short.weight", rotated),
         layer_embedding=_layer_embedding(place, vocabulary) if configuration.layer_input else None,
+        streams=_streams(place) if configuration.streams > 1 else None,
     )
     place.refuse_rest()
     return network
@@ -113,6 +117,12 @@ def refuse_bound_blocks(network: Network, what: str) -> None:
         path=network.path,
         remedy="Use what runs the model as a whole: an importance matrix (qconv imatrix), and a GGUF type.",
     )
+
+
+def _streams(place: Place) -> Streams:
+    configuration = place.configuration
+    shape = (configuration.streams - 1, configuration.hidden, configuration.hidden)
+    return Streams(place.stack("altup_proj", shape), place.stack("altup_unembd_proj", shape))
 
 
 def _layer_embedding(place: Place, vocabulary: int) -> LayerEmbedding:

@@ -26,6 +26,7 @@ from ..formats.base import Model
 from ..formats.gguf.strings import encode_text
 from ..formats.huggingface.tokenizer_vocabulary import TokenType
 from .tokenizer_byte_level import ByteLevelMerger, from_byte_alphabet
+from .tokenizer_ranked import RankMerger
 from .tokenizer_sentencepiece import SPACE, ScoreMerger
 from .tokenizer_special import partition
 from .tokenizer_vocabulary import Vocabulary, read_vocabulary
@@ -48,6 +49,8 @@ def load_tokenizer(model: Model) -> Tokenizer:
     vocabulary = read_vocabulary(model)
     if vocabulary.kind == "llama":
         return Tokenizer(vocabulary, ScoreMerger(vocabulary, model.path).encode)
+    if vocabulary.kind == "gemma4":
+        return Tokenizer(vocabulary, RankMerger(vocabulary, model.path).encode)
     return Tokenizer(vocabulary, ByteLevelMerger(vocabulary, model.path).encode)
 
 

@@ -24,11 +24,12 @@ __all__ = ["Vocabulary", "read_vocabulary"]
 
 _PREFIX = "tokenizer.ggml."
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-_KINDS = {"llama": "sentencepiece-style BPE", "gpt2": "byte-level BPE"}
-_OTHER_KINDS = {"t5": "unigram", "bert": "WordPiece", "rwkv": "RWKV", "plamo2": "PLaMo 2", "gemma4": "Gemma 4 BPE"}
+_KINDS = {"llama": "sentencepiece-style BPE", "gpt2": "byte-level BPE", "gemma4": "Gemma 4's BPE"}
+_OTHER_KINDS = {"t5": "unigram", "bert": "WordPiece", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
 _DEFAULT_ROLES: Mapping[str, Mapping[str, int]] = {
     "llama": {"unk": 0, "bos": 1, "eos": 2},
     "gpt2": {"bos": 11, "eos": 11},
+    "gemma4": {},
 }
 # pre-tokenizers whose texts start with the token bos, or that have none, unless metadata tells otherwise
 _ADDS_BOS = ("llama-bpe", "tekken", "chameleon")
@@ -41,12 +42,12 @@ class Vocabulary:
     """What a tokenizer is made of.
 
     Attributes:
-        kind: ``llama`` (sentencepiece-style BPE) or ``gpt2`` (byte-level BPE).
+        kind: ``llama`` (sentencepiece-style BPE), ``gpt2`` (byte-level BPE) or ``gemma4`` (Gemma 4's BPE over characters).
         pre: name of the pre-tokenizer, ``default`` where the file gives none.
         tokens: text of each token; in GPT-2's byte alphabet where ``kind`` is ``gpt2``.
         ids: the id of each text.
         types: type of each token, after llama.cpp's corrections by text.
-        scores: score of each token, empty for ``gpt2``.
+        scores: score of each token, empty for others than ``llama``.
         merges: pairs separated by a space, best first; empty for ``llama``.
         roles: ids by role (``bos``, ``eos``, ``eot``, ``eom``, ``unk``, ``pad``, ``fim_pre`` …).
         ends: tokens after which generation stops.
@@ -104,7 +105,7 @@ def read_vocabulary(model: Model) -> Vocabulary:
     types = _read_types(metadata, path, tokens)
     roles = find_roles(_named_roles(metadata, path, kind, pre, len(tokens)), ids, types)
     ends = generation_ends(roles, ids, types)
-    merges = get_strings(metadata, f"{_PREFIX}merges", path) if kind == "gpt2" else ()
+    merges = () if kind == "llama" else get_strings(metadata, f"{_PREFIX}merges", path)
     if merges is None:
         raise TokenizerError("the vocabulary has no merges (tokenizer.ggml.merges)", path=path, remedy=_CONVERT_AGAIN)
     known = find_pre_tokenizer(pre)
@@ -114,6 +115,8 @@ def read_vocabulary(model: Model) -> Vocabulary:
         key = f"{_PREFIX}add_{role}_token"
         flag = get_flag(metadata, key, path)
         affixes[role] = default if flag is None else flag
+        if kind == "gemma4" and role == "bos":
+            affixes[role] = True  # whatever the file says, as in llama.cpp
         if affixes[role] and role not in roles:
             raise TokenizerError(
                 f"texts should get a token {role}, but the file names none",

@@ -81,6 +81,7 @@ class HyperParameter:
         stored: how GGUF's number is made of the configuration's, where they differ.
         from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
         counted: keys of ``config.json`` whose list, or text of one character per entry, has as many entries, where ``config`` is silent.
+        from_source: whether, for want of a key, the source's own configuration is believed on the way back, where it is known.
         words: for a ``bool`` that the configuration says in words: what each means; the first of a meaning is the one written on the way back.
     """
 
@@ -96,6 +97,7 @@ class HyperParameter:
     stored: Stored | None = None
     from_layers: FromLayers | None = None
     counted: tuple[str, ...] = ()
+    from_source: bool = False
     words: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
@@ -126,7 +128,7 @@ class Check:
         config: key of ``config.json``.
         problem: what goes wrong otherwise, for the message.
         severity: ``error`` stops; ``note`` tells the user.
-        allowed: literal values that are fine, the first being the one written on the way back; None alone allows none but null.
+        allowed: literal values that are fine, of a list each, the first being the one written on the way back; None alone allows none but null.
         equals: what the value must be.
         at_least: what the value must not be below.
         absent: what a missing or null key means; None passes the check.

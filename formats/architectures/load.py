@@ -131,6 +131,7 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         if "from_layers" in fields
         else None,
         counted=fields.texts("counted"),
+        from_source=fields.flag("from_source", False),
         words=MappingProxyType(dict(words)),
     )
     fields.finish()

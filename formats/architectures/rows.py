@@ -22,10 +22,12 @@ __all__ = [
     "Skipped",
     "cut",
     "fold",
+    "forget_repeated",
     "gather_groups",
     "interleave",
     "join",
     "permute_rotary",
+    "repeat_first",
     "scatter_groups",
     "separate",
     "skip",
@@ -179,6 +181,25 @@ def under(rows: NDArray[np.float32], tensor: Tensor) -> Tensor:
         return np.concatenate([upper[start:stop], tensor.read(max(0, start - count), max(0, stop - count))])
 
     return replace(tensor, shape=(count + tensor.shape[0], tensor.shape[1]), read=read)
+
+
+def repeat_first(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return a matrix of ``rows`` rows with its first row again and again, ``total`` rows in all."""
+    rows, total = arguments["rows"], arguments["total"]
+    if len(tensor.shape) != 2 or not 0 < tensor.shape[0] == rows <= total:
+        raise ModelError(f"shape {tensor.shape} has no {rows} rows of {total}", tensor=tensor.name)
+
+    def span(row: int) -> tuple[Tensor, int, int]:
+        return (tensor, row, rows - row) if row < rows else (tensor, 0, 1)
+
+    return replace(tensor, shape=(total, tensor.shape[1]), read=span_reader(tensor, span))
+
+
+def forget_repeated(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the first ``rows`` rows of a matrix."""
+    if len(tensor.shape) != 2 or not 0 < arguments["rows"] <= tensor.shape[0]:
+        raise ModelError(f"shape {tensor.shape} has no {arguments['rows']} rows", tensor=tensor.name)
+    return replace(tensor, shape=(arguments["rows"], tensor.shape[1]))
 
 
 def squeeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:

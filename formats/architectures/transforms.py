@@ -19,6 +19,8 @@ name                             Hugging Face → GGUF                          
                                  rows, then the rest, in each matrix of a stack
 ``fuse_rows``                    two tensors joined along that axis: ``first`` rows, then more first             cut
 ``skip_rows``                    a matrix without its ``first`` rows                            first             zeros, or the rows
+``repeat_first_row``             a matrix of ``rows`` rows, then its first one again, ``total``   rows, total       the first rows
+                                 in all
 ``separate_rows``                rows with even numbers, and those with odd ones, in each      —                 one by one
                                  matrix of a stack
 ``separate_columns``             the same of the elements of rows                              —                 one by one
@@ -56,10 +58,12 @@ from .matrices import interleave_columns, join_latent, separate_columns, split_l
 from .rows import (
     cut,
     fold,
+    forget_repeated,
     gather_groups,
     interleave,
     join,
     permute_rotary,
+    repeat_first,
     scatter_groups,
     separate,
     skip,
@@ -125,6 +129,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "split_rows": Transform(cut, join, ("first",)),
         "fuse_rows": Transform(join, cut, ("first",)),
         "skip_rows": Transform(each(skip), each(unskip), ("first",)),
+        "repeat_first_row": Transform(each(repeat_first), each(forget_repeated), ("rows", "total")),
         "separate_rows": Transform(separate, interleave),
         "separate_columns": Transform(separate_columns, interleave_columns),
         "transpose_and_separate_rows": Transform(

@@ -145,5 +145,10 @@ def assemble(
         for name, result in zip(item.gguf, results, strict=True):
             found[name] = replace(result, name=name)
             if scale is not None:
+                if any(scale_name(name) in other.gguf for other in names.mapped):
+                    raise ModelError(
+                        f"{item.sources[0]} has a scale, whose place {scale_name(name)} in GGUF another tensor of the family takes",
+                        remedy="Convert the original BF16 model.",
+                    )
                 found[scale_name(name)] = replace(scale, name=scale_name(name))
     return found

@@ -160,7 +160,7 @@ def _violation(check: Check, value: Any, values: Values) -> str | None:
     if check.allowed:
         return (
             None
-            if value in check.allowed
+            if (all(item in check.allowed for item in value) if isinstance(value, list) else value in check.allowed)
             else " or ".join("null" if item is None else repr(item) for item in check.allowed)
         )
     if check.equals is not None:

@@ -7,8 +7,8 @@ is imported, and no code of the model is run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +20,11 @@ from .tokenizer_affixes import Affixes, read_affixes
 from .tokenizer_files import TokenizerFiles, find_tokenizer_files
 from .tokenizer_json import read_tokenizer_json, read_vocab_and_merges
 from .tokenizer_protobuf import read_sentencepiece
+from .tokenizer_ranked import RANKED
 from .tokenizer_sentencepiece import sentencepiece_vocabulary
 from .tokenizer_special import added_tokens, special_token_key, special_tokens
 from .tokenizer_template import read_chat_templates
-from .tokenizer_vocabulary import TokenType, Vocabulary, add_tokens, check_tokens, fit_rows, set_types
+from .tokenizer_vocabulary import AddedToken, TokenType, Vocabulary, add_tokens, check_tokens, fit_rows, set_types
 from .tokenizer_wordpiece import read_vocab_txt
 
 __all__ = ["TokenizerResult", "read_tokenizer"]
@@ -65,7 +66,8 @@ def read_tokenizer(
         context: ``context.pre_tokenizer`` names the pre-tokenizer where the structure does not tell.
         vocab_rows: rows of the embedding matrix, which the token list is padded or trimmed to.
         hints: what the architecture prescribes where the files are silent: ``add_bos_token``, ``add_eos_token``,
-            ``add_space_prefix``; and ``token_types``, the number of kinds of text that an embedding tells apart.
+            ``add_space_prefix``; ``model``, GGUF's kind (``gemma4``), and ``shown``, texts of control tokens, divided by spaces, that are shown to
+            who reads the model's answer; and ``token_types``, the number of kinds of text that an embedding tells apart.
         vocabulary: the vocabulary, where the caller has read it from a file that is not Hugging Face's.
 
     Raises TokenizerError where there is no tokenizer, or none that GGUF can hold; FormatError where a file is malformed.
@@ -75,8 +77,8 @@ def read_tokenizer(
     found = find_tokenizer_files(folder)
     templates = read_chat_templates(found)
     if vocabulary is None:
-        vocabulary = _read_vocabulary(found, context.pre_tokenizer)
-    vocabulary = add_tokens(vocabulary, added_tokens(found))
+        vocabulary = _read_vocabulary(found, context.pre_tokenizer, ranked=hints.get("model") == RANKED)
+    vocabulary = add_tokens(vocabulary, _shown(added_tokens(found), str(hints.get("shown", ""))))
     special = special_tokens(vocabulary, found, config, vocab_rows, templates.default)
     affixes = read_affixes(vocabulary, found, special.ids, hints)
     ids = {**affixes.ids, **special.ids}
@@ -110,10 +112,16 @@ def read_tokenizer(
     )
 
 
-def _read_vocabulary(found: TokenizerFiles, pre_tokenizer: str | None) -> Vocabulary:
+def _shown(added: Iterable[AddedToken], texts: str) -> Iterator[AddedToken]:
+    """Yield added tokens, those of ``texts`` (divided by spaces) as ones whose text is shown although they are markup."""
+    shown = frozenset(texts.split())
+    return (replace(token, special=False) if token.text in shown else token for token in added)
+
+
+def _read_vocabulary(found: TokenizerFiles, pre_tokenizer: str | None, *, ranked: bool) -> Vocabulary:
     paths = found.paths
     refusal: FormatError | None = None
-    if "tokenizer.model" in paths:
+    if "tokenizer.model" in paths and not (ranked and found.tokenizer is not None):
         try:
             return sentencepiece_vocabulary(read_sentencepiece(paths["tokenizer.model"]), paths["tokenizer.model"])
         except FormatError as error:  # some models ship another format under this name, next to a tokenizer.json
@@ -125,6 +133,7 @@ def _read_vocabulary(found: TokenizerFiles, pre_tokenizer: str | None) -> Vocabu
             paths["tokenizer.json"],
             pre_tokenizer=pre_tokenizer,
             clean_spaces=clean_spaces if isinstance(clean_spaces, bool) else None,
+            ranked=ranked,
         )
     if "vocab.json" in paths and "merges.txt" in paths:
         return read_vocab_and_merges(found, pre_tokenizer=pre_tokenizer)

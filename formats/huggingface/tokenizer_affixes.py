@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import FormatError
 from ..metadata import Scalar
 from .tokenizer_files import TokenizerFiles, expect
+from .tokenizer_ranked import RANKED
 from .tokenizer_vocabulary import Vocabulary
 
 __all__ = ["Affixes", "read_affixes"]
@@ -58,7 +59,7 @@ def read_affixes(
     notes: list[str] = []
     found: dict[str, int] = {}
     result: dict[str, bool] = {}
-    customs = {"bos": vocabulary.model in ("llama", "bert"), "eos": vocabulary.model == "t5"}
+    customs = {"bos": vocabulary.model in ("llama", "bert", RANKED), "eos": vocabulary.model == "t5"}
     for role, around in (("bos", None if post is None else post.before), ("eos", None if post is None else post.after)):
         key = f"add_{role}_token"
         declared = config.get(key)
@@ -89,7 +90,9 @@ def read_affixes(
     if vocabulary.model == "bert" and "eos" in found and "sep" not in ids:
         found["sep"] = found["eos"]  # what runtimes put behind word pieces
     space: bool | None = None
-    if vocabulary.model not in ("gpt2", "bert"):
+    if vocabulary.model == RANKED:
+        space = False
+    elif vocabulary.model not in ("gpt2", "bert"):
         declared = config.get("add_prefix_space")
         space = declared if isinstance(declared, bool) else vocabulary.adds_space
         hint = hints.get("add_space_prefix", space)

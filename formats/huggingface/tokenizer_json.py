@@ -14,6 +14,7 @@ from ..pretokenizers import PreTokenizer
 from .json_files import read_json_object
 from .tokenizer_files import TokenizerFiles, expect, read_text
 from .tokenizer_metaspace import metaspace_bpe, unigram
+from .tokenizer_ranked import ranked_bpe
 from .tokenizer_structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer, read_structure
 from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary, check_gaps
 from .tokenizer_wordpiece import word_pieces
@@ -24,12 +25,17 @@ Merge = tuple[str, str]
 
 
 def read_tokenizer_json(
-    tokenizer: Mapping[str, Any], path: Path, *, pre_tokenizer: str | None, clean_spaces: bool | None
+    tokenizer: Mapping[str, Any],
+    path: Path,
+    *,
+    pre_tokenizer: str | None,
+    clean_spaces: bool | None,
+    ranked: bool = False,
 ) -> Vocabulary:
     """Return the vocabulary of the ``tokenizer.json`` in ``path``, without its added tokens.
 
     ``pre_tokenizer`` is the user's choice, where the structure does not tell; ``clean_spaces`` is the configuration's
-    ``clean_up_tokenization_spaces``. Raises FormatError where the file is malformed, TokenizerError where GGUF cannot hold it.
+    ``clean_up_tokenization_spaces``; ``ranked`` asks for the kind ``gemma4`` where spaces are marked with ``▁``. Raises FormatError where the file is malformed, TokenizerError where GGUF cannot hold it.
     """
     model = expect(tokenizer.get("model"), dict, "model", path)
     structure = read_structure(tokenizer, path)
@@ -53,7 +59,8 @@ def read_tokenizer_json(
     ids = token_ids(model.get("vocab"), "model.vocab", path)
     merges = read_merges(expect(model.get("merges"), list, "model.merges", path), ids, path)
     if not structure.is_byte_level:
-        return metaspace_bpe(model, structure, ids, merges, path, added=added, accept=pre_tokenizer == "default")
+        marked = ranked_bpe if ranked else metaspace_bpe
+        return marked(model, structure, ids, merges, path, added=added, accept=pre_tokenizer == "default")
     return _byte_level(ids, merges, structure, path, model, added, pre_tokenizer, clean_spaces)
 
 

@@ -23,7 +23,7 @@ from .tokenizer_sentencepiece import NO_BYTES_NOTE, NO_FALLBACK_NOTE, charsmap_f
 from .tokenizer_structure import Structure
 from .tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
 
-__all__ = ["metaspace_bpe", "unigram"]
+__all__ = ["check_spaces", "metaspace_bpe", "unigram"]
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _DIGITS = re.compile(r"\d\d")
@@ -45,7 +45,7 @@ def metaspace_bpe(
     ``added`` are the texts of added tokens, which no merge has to make. ``accept`` writes it even if llama.cpp would join tokens that the source keeps apart. Raises TokenizerError for that, and
     for a structure that is neither this nor byte-level.
     """
-    adds_space, notes = _spaces(structure, ids, path)
+    adds_space, notes = check_spaces(structure, ids, path)
     unmerged = _missing_divisions(ids, merges, added)
     if unmerged:
         example = " + ".join(map(repr, unmerged[0]))
@@ -146,7 +146,8 @@ def unigram(model: Mapping[str, Any], structure: Structure, path: Path) -> Vocab
     )
 
 
-def _spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[bool, list[str]]:
+def check_spaces(structure: Structure, ids: Mapping[str, int], path: Path) -> tuple[bool, list[str]]:
+    """Return whether text gets a space in front, and notes; raises TokenizerError where text is treated otherwise than by marking spaces."""
     marks_spaces = adds_space = False
     notes: list[str] = []
     unknown: list[str] = []

@@ -23,7 +23,7 @@ from ..pretokenizers import (
 )
 from .tokenizer_files import expect
 
-__all__ = ["Structure", "chosen_pre_tokenizer", "identify_pre_tokenizer", "read_structure"]
+__all__ = ["Structure", "chosen_pre_tokenizer", "first_unreachable", "identify_pre_tokenizer", "read_structure"]
 
 _GPT2_STAGE = Stage(
     "split", canonical_pattern(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -91,7 +91,7 @@ def identify_pre_tokenizer(
         raise _unknown(structure, path)
     fitting = [known for known in alike if known.ignore_merges == ignore_merges]
     if not fitting:
-        unreachable = _first_unreachable((token for token in tokens if token not in added), merges)
+        unreachable = first_unreachable((token for token in tokens if token not in added), merges)
         if unreachable is not None:
             raise TokenizerError(
                 f"its pre-tokenizer cuts text as {alike[0].name} does, but ignore_merges is {ignore_merges}, and that matters: "
@@ -175,7 +175,8 @@ def _remedy(purpose: str, known: PreTokenizer | None) -> str:
     return f"Pass --pre-tokenizer {known.name if known else 'NAME'} to {purpose}."
 
 
-def _first_unreachable(tokens: Iterable[str], merges: Sequence[tuple[str, str]]) -> str | None:
+def first_unreachable(tokens: Iterable[str], merges: Sequence[tuple[str, str]]) -> str | None:
+    """Return the first token that merges do not make of its characters, None where they make all."""
     ranks = {pair: rank for rank, pair in reversed(list(enumerate(merges)))}
     worst = len(merges)
     for token in tokens:

@@ -67,11 +67,12 @@ class Vocabulary:
     """Tokens by id, with what GGUF says about them.
 
     Attributes:
-        model: ``tokenizer.ggml.model``: ``llama`` (sentencepiece BPE), ``gpt2`` (byte-level BPE), ``t5`` (unigram), ``bert`` (word pieces).
+        model: ``tokenizer.ggml.model``: ``llama`` (sentencepiece BPE), ``gpt2`` (byte-level BPE), ``gemma4`` (BPE over characters), ``t5`` (unigram),
+            ``bert`` (word pieces).
         source: the file that it was read from.
         tokens: text of each token; byte-level tokens in GPT-2's byte alphabet.
         types: a :class:`TokenType` per token.
-        scores: a score per token, None for byte-level BPE and word pieces.
+        scores: a score per token, None for BPE by merges and word pieces.
         metadata: further ``tokenizer.ggml.*`` keys.
         adds_space: whether text gets a space in front; False for byte-level BPE and word pieces.
         special: ids that the vocabulary file itself declares, by role (``bos``, ``eos``, ``unk``, ``pad``).

@@ -16,6 +16,7 @@ from .situation import (
     CONDITIONS,
     Position,
     Situation,
+    block_of,
     compat_positions,
     positions,
     tensor_class,
@@ -68,6 +69,8 @@ def choose_types(
     choices = []
     for tensor in tensors:
         decision = settled[tensor.name] or chooser.from_mixture(tensor, places.get(tensor.name))
+        if settled[tensor.name] is None and chooser.is_unread(tensor):
+            decision = chooser.without_measure(decision)
         choices.append(chooser.fitted(tensor, decision))
     _check_sources(choices, request, encodings)
     if request.no_fallback:
@@ -202,6 +205,18 @@ class _Chooser:
     def _base(self) -> str:
         """The base encoding, of a recipe that has one."""
         return self.recipe.base or ""
+
+    def is_unread(self, tensor: TensorInfo) -> bool:
+        """Whether a tensor makes keys or values that nothing reads, so that no importance can be measured for it."""
+        block, blocks = block_of(tensor.name), self.model.main_blocks
+        shared = blocks - self.model.shared_blocks <= block < blocks
+        return shared and tensor_class(tensor.name)[0] in ("attn_k", "attn_v")
+
+    def without_measure(self, decision: _Decision) -> _Decision:
+        """Return a decision for an encoding that needs no importance."""
+        if self.request.compat or decision.encoding not in (*_NEED_IMPORTANCE, "Q2_K"):
+            return decision
+        return _Decision("Q3_K", f"{self.recipe.name}: nothing reads it")
 
     def _output(self, tensor: TensorInfo) -> _Decision:
         """Decide about the output matrix; Q8_0 where the base encoding would not fit it."""

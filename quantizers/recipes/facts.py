@@ -51,6 +51,7 @@ class ModelFacts:
         heads: query heads of each block, or of all if there is one entry.
         key_value_heads: the same for keys and values; 0 in a block without attention.
         expert_count: experts per block; 0 for dense models.
+        shared_blocks: how many of the last main blocks read the keys and values of others, so that nothing reads what a file may have of their own.
     """
 
     architecture: str = ""
@@ -59,6 +60,7 @@ class ModelFacts:
     heads: tuple[int, ...] = ()
     key_value_heads: tuple[int, ...] = ()
     expert_count: int = 0
+    shared_blocks: int = 0
 
     @property
     def main_blocks(self) -> int:
@@ -109,6 +111,7 @@ def model_facts(metadata: Mapping[str, object]) -> ModelFacts:
         heads=heads,
         key_value_heads=_integers(metadata, f"{prefix}.attention.head_count_kv") or heads,
         expert_count=_integer(metadata, f"{prefix}.expert_count"),
+        shared_blocks=_integer(metadata, f"{prefix}.attention.shared_kv_layers"),
     )
     if facts.prediction_blocks > facts.block_count:
         raise ModelError(

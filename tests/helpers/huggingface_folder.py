@@ -85,6 +85,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma2": CONFIG | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma2"},
     "gemma3": CONFIG | {"architectures": ["Gemma3ForCausalLM"], "head_dim": 8, "query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
+    "gemma3n": CONFIG
+    | {
+        "architectures": ["Gemma3nForCausalLM"],
+        "model_type": "gemma3n_text",
+        "num_hidden_layers": 25,
+        "num_kv_shared_layers": 5,
+        "head_dim": 8,
+        "sliding_window": 4,
+        "intermediate_size": 24,
+        "vocab_size_per_layer_input": 20,
+        "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 15,
+    },
     "gemma4": CONFIG
     | {
         "architectures": ["Gemma4ForCausalLM"],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from qconv.formats.base import OpenContext
 from qconv.formats.gguf.reader import open_gguf
@@ -137,6 +137,53 @@ def train_byte_level(name: str, size: int = 700) -> dict[str, Any]:
         normalizer={"type": known.normalizer} if known.normalizer else None,
         added=[(len(model["vocab"]), token, True) for token in ([known.token] if known.token else [])],
     )
+
+
+@cache
+def train_ranked(size: int = 520) -> dict[str, Any]:
+    """A ``tokenizer.json`` as Gemma 4 has it: BPE over characters, ``▁`` for spaces, bytes for what has no token, runs of newlines as tokens."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    cuts = (pre_tokenizers.Split(Regex(r"\n+"), "isolated"), pre_tokenizers.Split("▁", "merged_with_next"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cuts))
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special + bytes_, show_progress=False)
+    tokenizer.train_from_iterator([*CORPUS, *CORPUS, "\n\n\n\n"] * 2, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    markup = enumerate([*special, "<|turn>", "<turn|>", "<|channel>", "<|tool_response>"])
+    spaces = {"String": " "}
+    return {
+        **tokenizer_json(
+            model["vocab"],
+            model["merges"],
+            [],
+            normalizer={"type": "Replace", "pattern": spaces, "content": "▁"},
+            added=[(token if token < 5 else len(model["vocab"]) + token - 5, text, True) for token, text in markup],
+        ),
+        "pre_tokenizer": {"type": "Split", "pattern": spaces, "behavior": "MergedWithPrevious", "invert": False},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": model,
+    }
+
+
+RANKED_HINTS: Mapping[str, Scalar] = {"model": "gemma4", "shown": "<|channel>"}
+"""What Gemma 4's description says of its tokenizer, shortened."""
+
+
+def read_ranked(folder: Path, contents: Mapping[str, Any], pre_tokenizer: str | None = None) -> TokenizerResult:
+    """Write a ``tokenizer.json`` of that kind and read it."""
+    names = {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "unk", "pad")}
+    write_folder(folder, tokenizer=dict(contents), tokenizer_config=names)
+    rows = 1 + max(token["id"] for token in contents["added_tokens"])
+    return read_tokenizer(folder, {}, context(pre_tokenizer), vocab_rows=rows, hints=RANKED_HINTS)
 
 
 @cache

@@ -127,6 +127,12 @@ GEMMA4_SHARED = GEMMA4 | {
     "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 
+# llama.cpp demands 20 layers with keys of their own, and fixed widths
+GEMMA3N = case(
+    "gemma3n", "Gemma3nForCausalLM", num_hidden_layers=25, num_kv_shared_layers=5, head_dim=16, intermediate_size=1024, sliding_window=8,
+    activation_sparsity_pattern=[0.95] * 10 + [0.0] * 15, vocab_size_per_layer_input=80,
+)  # fmt: skip
+
 CASES = (
     case("llama", "LlamaForCausalLM"),
     case("llama-1", "LlamaForCausalLM", num_key_value_heads=4, rms_norm_eps=1e-5),
@@ -152,6 +158,7 @@ CASES = (
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }),
     case("gemma3-period", "Gemma3ForCausalLM", **GEMMA, num_hidden_layers=5, sliding_window_pattern=3),
+    GEMMA3N,
     case("gemma4", "Gemma4ForCausalLM", **GEMMA4_SHARED, use_double_wide_mlp=True),
     case("gemma4-shared", "Gemma4ForCausalLM", **GEMMA4_SHARED, tie_word_embeddings=False),
     case("gemma4-keys-as-values", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1),
@@ -159,6 +166,7 @@ CASES = (
         "full_attention": {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.5, "factor": 2.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
     }),
+    case("gemma4-unified", "Gemma4UnifiedForCausalLM", **{key: GEMMA4[key] for key in GEMMA4 if key != "hidden_size_per_layer_input"}),
     case("gemma4-experts", "Gemma4ForCausalLM", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32),
     case("phi3", "Phi3ForCausalLM"),
     case("phi3-long", "Phi3ForCausalLM", original_max_position_embeddings=32, rope_parameters=LONGROPE),
@@ -268,9 +276,16 @@ def save(folder: Path, model_case: Case) -> Any:
     torch.manual_seed(7)
     kind = getattr(transformers, model_case.class_name)
     model = kind(kind.config_class(**model_case.config)).eval()
+    if model_case is GEMMA3N:
+        for layer in model.model.layers[20:]:  # nothing reads them, and released checkpoints have them
+            attention = layer.self_attn
+            attention.k_proj, attention.v_proj = (torch.nn.Linear(64, 32, bias=False) for _ in range(2))
+            attention.k_norm = type(attention.q_norm)(dim=16, eps=1e-6)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))
+            if model_case is GEMMA3N and ".post_" in name:
+                parameter.mul_(0.1)  # so many layers multiply what float16 loses, unless each of them adds little
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.3)

@@ -252,6 +252,23 @@ def test_importance_is_demanded_by_tensor() -> None:
         check_importance(choose_types(LLAMA_8B.tensors(), LLAMA_8B.facts(), bare), bare)
 
 
+def test_keys_that_nothing_reads_need_no_importance() -> None:
+    unread = {f"blk.{block}.attn_{kind}.weight" for block in range(28, 32) for kind in "kv"}
+    facts = replace(LLAMA_8B.facts(), shared_blocks=4)
+    for name in ("iq1_s", "iq2_xxs", "q2_k_s"):
+        request = RecipeRequest(name, importance=everything(LLAMA_8B) - unread)
+        choices = choose_types(LLAMA_8B.tensors(), facts, request)
+        check_importance(choices, request)
+        found = {choice.name: choice for choice in choices}
+        assert {found[tensor].encoding for tensor in unread} <= {"Q3_K", "Q4_K"}
+        assert found["blk.28.attn_k.weight"].why == f"{name.upper()}: nothing reads it"
+        assert found["blk.27.attn_k.weight"].encoding != "Q3_K"
+        with pytest.raises(EncodingError, match="no entry"):
+            check_importance(choose_types(LLAMA_8B.tensors(), LLAMA_8B.facts(), request), request)
+    key = {"general.architecture": "gemma4", "gemma4.block_count": 9, "gemma4.attention.shared_kv_layers": 3}
+    assert model_facts(key).shared_blocks == 3
+
+
 def test_visiting_order() -> None:
     names = ["blk.10.a", "blk.2.b", "output.weight", "blk.2.a", "A"]
     assert visiting_order(names) == ["A", "output.weight", "blk.2.a", "blk.2.b", "blk.10.a"]

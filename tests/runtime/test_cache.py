@@ -86,6 +86,27 @@ def test_steps_give_what_one_pass_gives(llama: Network, kind: str) -> None:
     assert np.abs(np.concatenate(parts) - whole).max() < 2e-5 * np.abs(whole).max()
 
 
+@pytest.mark.parametrize("kind", CACHE_TYPES)
+def test_layers_of_different_heads_that_lend_their_keys(kind: str) -> None:
+    sizes = {**HEADS, "global_head_dim": 64, "sliding_window": 6}
+    found = network("gemma4", **sizes)
+    configuration = found.configuration
+    assert [configuration.layer_head_size(layer) for layer in range(4)] == [32, 64, 32, 64]
+    assert [configuration.keys_from(layer) for layer in range(4)] == [0, 1, 0, 1]
+    text = tokens(20, 3)
+    (alone,) = logits(found, text)
+    (whole,) = logits(found, text, cache=make_cache(configuration, (20,), kind))
+    lost = np.sqrt(np.square(whole - alone).mean() / np.square(alone).mean())
+    assert lost < {"F32": 1e-6, "Q8_0": 0.1, "Q4_0": 0.5}[kind]
+    cache = make_cache(configuration, (20, 20), kind)
+    parts = [
+        logits(found, text[start:stop], text[start:stop], cache=cache) for start, stop in ((0, 7), (7, 8), (8, 20))
+    ]
+    for number in range(2):
+        steps = np.concatenate([part[number] for part in parts])
+        assert np.abs(steps - whole).max() < 2e-5 * np.abs(whole).max()
+
+
 def test_fewer_bits_lose_more(llama: Network) -> None:
     text = tokens(24, 1)
     (exact,) = logits(llama, text)

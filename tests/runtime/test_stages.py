@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_networks import FAMILIES, UNBOUND, network, tokens
+from tiny_networks import STANDALONE, UNBOUND, network, tokens
 
 from qconv.errors import ModelError, UsageError
 from qconv.runtime.forward import forward
@@ -26,7 +26,7 @@ class Record:
         self.seen.append((found.names, found.expert, found.values.copy()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STANDALONE)
 def test_stages_add_up_to_the_pass(family: str) -> None:
     model, whole, staged = network(family, **UNBOUND.get(family, {})), Record(), Record()
     for _ in forward(model, SEQUENCES, collector=whole):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llamacpp_vocabulary import LlamaVocabulary, write_vocabulary
 from runtime_tokenizers import folder_metadata, odd_texts, tokenizer_of, tokenizer_of_gguf, with_keys
-from tokenizer_folders import TEXTS, fixture_texts, read, train_byte_level, train_sentencepiece, write_folder
+from tokenizer_folders import (
+    TEXTS,
+    fixture_texts,
+    read,
+    read_ranked,
+    train_byte_level,
+    train_ranked,
+    train_sentencepiece,
+    write_folder,
+)
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from qconv.formats.metadata import ValueType, numbers, string
 from qconv.runtime.tokenizer import Tokenizer
@@ -163,6 +174,47 @@ def test_trained_sentencepiece(tmp_path: Path, prefix: bool) -> None:
             "</s><sep>",
         ):
             pair.compare(text)
+
+
+@pytest.fixture(scope="module")
+def ranked(stack: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Gemma 4's kind of tokenizer."""
+    folder = tmp_path_factory.mktemp("ranked")
+    metadata = read_ranked(folder / "hf", train_ranked()).metadata
+    path = write_vocabulary(folder / "v.gguf", metadata)
+    return Pair(tokenizer_of(metadata), stack.enter_context(LlamaVocabulary(path)))
+
+
+@pytest.mark.oracles
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_gemma_4s_kind_on_any_text(ranked: Pair, data: st.DataObject) -> None:
+    ranked.compare(data.draw(odd_texts(ranked.ours.vocabulary.tokens, damaged=True)))
+
+
+@pytest.mark.oracles
+def test_gemma_4s_kind_is_that_of_its_source(ranked: Pair) -> None:
+    source = LibraryTokenizer.from_str(json.dumps(train_ranked()))
+    texts = (*TEXTS, "a" + "\n" * 9 + "b", "<|turn> x <turn|>\n<|channel>", "x" * 3000, " " * 3000)
+    for text in texts:
+        found = ranked.ours.encode(text, add_special=False, parse_special=True).tolist()
+        assert found == source.encode(text, add_special_tokens=False).ids, text
+        assert ranked.ours.decode(found, special=True) == text
+        ranked.compare(text)
+
+
+@pytest.mark.oracles
+def test_gemma_4s_kind_means_the_same(ranked: Pair) -> None:
+    ours, theirs = ranked.ours, ranked.theirs
+    for special in (False, True):
+        assert [ours.piece(i, special=special) for i in range(ours.size)] == [
+            theirs.piece(i, special=special) for i in range(ours.size)
+        ]
+    ends = [i for i in range(ours.size) if theirs.ends_generation(i)]
+    assert [i for i in range(ours.size) if ours.is_end_of_generation(i)] == ends != []
+    assert ours.adds_bos == theirs.adds_bos is True
+    for role in ("bos", "eos", "eot", "pad"):
+        assert ours.vocabulary.roles.get(role, -1) == theirs.special(role), role
 
 
 @pytest.mark.oracles

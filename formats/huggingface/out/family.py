@@ -58,7 +58,7 @@ def find_family(
     first: ModelError | None = None
     for architecture in candidates:
         try:
-            return _fit(architecture, model, recorded)
+            return _fit(architecture, model, recorded, config)
         except ModelError as error:
             first = first or error
     assert first is not None
@@ -80,8 +80,9 @@ def _preference(
     return not is_source, 0 if isinstance(value, int) and value >= mark.at_least else 2
 
 
-def _fit(architecture: Architecture, model: Model, recorded: Recorded) -> Family:
-    values = recover_values(architecture, model)
+def _fit(architecture: Architecture, model: Model, recorded: Recorded, config: Mapping[str, Any] | None) -> Family:
+    section = (config or {}).get(architecture.config_section) if architecture.config_section else None
+    values = recover_values(architecture, model, section if isinstance(section, dict) else config)
     if not model.tensors:
         return Family(architecture, values, ())
     placed: set[str] = set()

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ....errors import ModelError
 from ...architectures import Architecture, Rope, whole
 from ...base import Tensor
 from ...getters import get_integer, get_string
@@ -41,7 +42,10 @@ _LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 1.0))
 def rebuild_rope(
     architecture: Architecture, values: Values, metadata: Mapping[str, Field], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Return the keys of ``config.json``; empty where the family has no rotary positions. Reads the small tables of frequencies."""
+    """Return the keys of ``config.json``; empty where the family has no rotary positions. Reads the small tables of frequencies.
+
+    Raises ModelError for a table that the family's configuration cannot express.
+    """
     rope = architecture.rope
     if rope is None:
         return {}
@@ -199,10 +203,15 @@ def _from_table(
 
 
 def _proportional(table: NDArray[np.float32]) -> dict[str, Any]:
-    """Return the scaling whose table turns the leading pairs alone."""
-    turned = table < STILL / 2
-    found = {"rope_type": "proportional", "partial_rotary_factor": float(turned.mean())}
-    factor = float(str(table[0])) if turned[:1].any() else 1.0
+    """Return the scaling whose table turns the leading pairs alone; raises ModelError for another table."""
+    turned = int((table < STILL / 2).sum())
+    factor = float(str(table[0])) if turned else 1.0
+    if not _same(table, np.array([factor] * turned + [STILL] * (len(table) - turned))):
+        raise ModelError(
+            f"the table of frequencies {_TABLE} is none that the proportional rotary scaling gives",
+            remedy="Choose another format, which has the table itself.",
+        )
+    found = {"rope_type": "proportional", "partial_rotary_factor": turned / max(1, len(table))}
     return found | ({"factor": factor} if factor != 1.0 else {})
 
 

@@ -11,6 +11,7 @@ from ....errors import TokenizerError
 from ...getters import get_flag, get_numbers, get_string, get_strings
 from ...metadata import Field, ValueType
 from ...pretokenizers import find_pre_tokenizer, pre_tokenizer_names, to_tokenizer_json
+from ..tokenizer_ranked import RANKED
 from ..tokenizer_vocabulary import TokenType
 from ..tokenizer_wordpiece import LOWERCASE_KEY
 from .source import Recorded
@@ -39,7 +40,7 @@ def build_tokenizer_json(
 
     What the source's file is known to have said, beyond lists, is taken over. Raises TokenizerError for a kind or a pre-tokenizer that is unknown.
     """
-    builders = {"gpt2": _byte_level, "llama": _metaspace, "t5": _unigram, "bert": _word_pieces}
+    builders = {"gpt2": _byte_level, "llama": _metaspace, RANKED: _ranked, "t5": _unigram, "bert": _word_pieces}
     if kind not in builders:
         raise TokenizerError(
             f"a tokenizer of GGUF's kind {kind!r} has no known form in a tokenizer.json (known: {', '.join(builders)})",
@@ -187,6 +188,34 @@ def _metaspace(tokens: Tokens, metadata: Mapping[str, Field], recorded: Recorded
         "pre_tokenizer": None,
         "post_processor": _template(tokens, metadata, path, bos=True),
         "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def _ranked(tokens: Tokens, metadata: Mapping[str, Field], recorded: Recorded, path: Path) -> dict[str, Any]:
+    """Gemma 4's: merges as GGUF has them; the step that cuts at spaces finds none, and is there as in the original."""
+    lines = get_strings(metadata, "tokenizer.ggml.merges", path) or ()
+    cuts = [(line, line.find(" ", 1)) for line in lines]
+    model = _bpe(
+        _vocabulary(tokens, recorded),
+        _merges([(line[:cut], line[cut + 1 :]) for line, cut in cuts if cut > 0], recorded),
+        unk_token=tokens.text("unk"),
+        fuse_unk=True,
+        byte_fallback=TokenType.BYTE in tokens.types,
+    )
+    spaces = {"String": " "}
+    return {
+        "normalizer": {"type": "Replace", "pattern": spaces, "content": _SPACE},
+        "pre_tokenizer": {"type": "Split", "pattern": spaces, "behavior": "MergedWithPrevious", "invert": False},
+        "post_processor": _template(tokens, metadata, path, bos=True),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
         "model": model,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,12 @@ def stated_value(
     return None
 
 
-def recover_values(architecture: Architecture, model: Model) -> Values:
+def recover_values(architecture: Architecture, model: Model, source: Mapping[str, Any] | None = None) -> Values:
     """Return the hyper-parameters of a model in canonical form.
 
     What the metadata do not state follows from shapes, from tensors that are absent (``tied``), from the description's ``recovered``, or is the
-    family's default. Raises ModelError for what is needed and cannot be found.
+    family's default. ``source`` is the source's configuration, where it is known, for what follows from nothing else. Raises ModelError for what is needed
+    and cannot be found.
     """
     values: dict[str, Value] = {}
     later = [it for it in architecture.hyper_parameters if (it.recovered or it.from_layers) and not it.keys]
@@ -85,6 +87,7 @@ def recover_values(architecture: Architecture, model: Model) -> Values:
         value = stated_value(architecture, parameter, model.metadata, model.path)
         value = _measured(architecture, parameter, model.tensors) if value is None else value
         value = _tied(architecture, parameter, model.tensors) if value is None else value
+        value = _from_source(parameter, source) if value is None else value
         if value is None:
             value = parameter.usual(values)
         if value is not None:
@@ -169,6 +172,13 @@ def _measured(architecture: Architecture, parameter: HyperParameter, tensors: Ma
         if entry.hf == (measured.tensor,) and entry.transform == "copy" and entry.gguf[0] in tensors:
             return tensors[entry.gguf[0]].shape[measured.axis]
     return None
+
+
+def _from_source(parameter: HyperParameter, source: Mapping[str, Any] | None) -> int | None:
+    """Return what the source's configuration says of a number that GGUF has no key for."""
+    found = next((source[key] for key in parameter.config if key in source), None) if source else None
+    usable = parameter.from_source and isinstance(found, int) and not isinstance(found, bool)
+    return found if usable and found is not None and found >= parameter.minimum else None
 
 
 def _tied(architecture: Architecture, parameter: HyperParameter, tensors: Mapping[str, Tensor]) -> bool | None:

@@ -15,9 +15,10 @@ from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lambda item: item.name)
 
-# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales
+# Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales; projections one by one
 _LATER = re.compile(
     r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|backbone\.layers\.#\.mixer\.experts\.\{expert\}\..*|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
+    r"|model\.altup_(unembed_)?projections\.0\.weight"
 )
 
 _OTHER_STEMS = {

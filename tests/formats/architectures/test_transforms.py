@@ -107,6 +107,7 @@ EXAMPLES = (
     Example("fuse_rows", [(4, 3), (2, 3)], {"first": 4}, lambda a: [np.concatenate(a)]),
     Example("fuse_rows", [(3, 4, 2), (3, 5, 2)], {"first": 4}, lambda a: [np.concatenate(a, 1)]),
     Example("skip_rows", [(7, 3)], {"first": 2}, lambda a: [a[0][2:]]),
+    Example("repeat_first_row", [(5, 3)], {"rows": 5, "total": 8}, lambda a: [a[0][[0, 1, 2, 3, 4, 0, 0, 0]]]),
     Example("squeeze", [(1, 7)], {}, lambda a: [a[0][0]]),
     Example("separate_rows", [(8, 3)], {}, lambda a: [a[0][::2], a[0][1::2]]),
     Example("separate_rows", [(3, 6, 2)], {}, lambda a: [a[0][:, ::2], a[0][:, 1::2]]),

@@ -338,6 +338,15 @@ def test_an_odd_table_of_frequencies_is_kept_as_it_is() -> None:
     assert found["long_factor"] == found["short_factor"] == [1.0, 7.0, 3.0, 2.0]
 
 
+def test_an_odd_table_that_no_proportion_gives_is_refused() -> None:
+    architecture = architecture_named("gemma4")
+    values = read_hyper_parameters(architecture, CONFIGS["gemma4"], Path("config.json"))
+    for row in ([1.0, 1e30, 1.0, 1e30], [1.0, 2.0, 1e30, 1e30], [1.0, 1.0, 1.0, 5.0]):
+        table = {"rope_freqs.weight": constant("x", np.array([row], np.float32), "")}
+        with pytest.raises(ModelError, match="frequencies"):
+            rebuild_rope(architecture, values, {}, table)
+
+
 def test_hostile_keys_are_not_believed(tmp_path: Path, context: OpenContext) -> None:
     source = model_folder(tmp_path / "source", "llama")
     for text in (
