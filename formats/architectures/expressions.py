@@ -35,7 +35,7 @@ class Expression:
 
     def evaluate(self, values: Mapping[str, object]) -> int:
         """Return the value for these hyper-parameters; raises ModelError where one is absent, no integer, or a divisor of 0."""
-        return _evaluate(ast.parse(self.text, mode="eval").body, values, self.text)
+        return _evaluate(_parsed(self.text), values, self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Condition:
 
     def holds(self, values: Mapping[str, object]) -> bool:
         """Return whether it holds for these hyper-parameters; raises ModelError where a number that it compares is absent."""
-        return _holds(ast.parse(self.text, mode="eval").body, values, self.text)
+        return _holds(_parsed(self.text), values, self.text)
 
 
 @cache
@@ -78,6 +78,12 @@ def parse_expression(source: str | int) -> Expression:
     names: set[str] = set()
     _check(_tree(text), names, text)
     return Expression(text, frozenset(names))
+
+
+@cache
+def _parsed(text: str) -> ast.expr:
+    """Return the tree of a text that has been checked."""
+    return ast.parse(text, mode="eval").body
 
 
 def _tree(text: str) -> ast.expr:

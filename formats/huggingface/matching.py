@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ModelError, UnknownArchitectureError
 from ..architectures import Architecture, map_names
+from ..architectures.names import least_distance
 from ..base import OpenContext
 from ..stored import CheckpointTensor
 from .configuration import read_hyper_parameters, text_section
@@ -90,6 +91,8 @@ def _nearest(
         try:
             section = text_section(architecture, config, path)
             values = read_hyper_parameters(architecture, section, path)
+            if 2 * least_distance(architecture, tensors, values) > len(tensors):
+                continue
             names = map_names(architecture, tensors, values)
             differences = []
             if names.unmapped:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from huggingface_folder import CONFIGS, architecture_named, hf_shapes
 
-from qconv.formats.architectures import NameMap, map_names
+from qconv.formats.architectures import NameMap, built_in_architectures, map_names
+from qconv.formats.architectures.names import least_distance
+from qconv.formats.huggingface.configuration import read_hyper_parameters
 
 
 def mapped(name: str, names: list[str], **values: object) -> NameMap:
@@ -97,3 +102,21 @@ def test_one_absent_expert_is_missing_and_only_that() -> None:
 def test_both_forms_of_experts_leave_one_without_a_place() -> None:
     name = "model.layers.0.mlp.experts.down_proj"
     assert mapped("qwen3moe", [*names_of("qwen3moe"), name]).unmapped == (name,)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_the_least_distance_is_no_more_than_the_distance(family: str) -> None:
+    """For every family's checkpoint against every description, and for layers that are not there."""
+    names = [*names_of(family), "odd.weight"]
+    for architecture in built_in_architectures():
+        config = CONFIGS[architecture.name]
+        for layers in (1, 2, 9):
+            values = {**read_hyper_parameters(architecture, config, Path("config.json")), "layers": layers}
+            values = {key: value[:1] * layers if isinstance(value, tuple) else value for key, value in values.items()}
+            found = map_names(architecture, names, values)
+            assert least_distance(architecture, names, values) <= len(found.unmapped) + len(found.missing)
+
+
+def test_layers_that_a_configuration_claims_are_not_gone_through() -> None:
+    llama = architecture_named("llama")
+    assert least_distance(llama, names_of("llama"), {"layers": 1 << 30, "tied": False}) > 1 << 29
