@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2, Norm
+from ..runtime.layers import Attention, DeltaNet, Dense, Experts, LatentAttention, Mamba2, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -65,16 +65,17 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
 
     parallel = network.configuration.parallel
     for block in network.blocks:
-        together = parallel and block.feed_forward_norm == block.attention.norm
-        entering, moment = _entering(block)
-        if together:
-            add(block.attention.norm, (*_reading(block.attention), *entering), moment)
-        else:
-            first = _reading(block.attention)
-            if block.alternating is None:  # else what attention reads is added to the stream as well
-                add(block.attention.norm, first, first[0].matrix.name)
-            add(block.feed_forward_norm, entering, moment)
         attention = block.attention
+        first = () if attention is None else _reading(attention)
+        entering, moment = ((), "") if block.feed_forward is None else _entering(block.feed_forward)
+        if attention is not None and parallel and block.feed_forward_norm == attention.norm:
+            add(attention.norm, (*first, *entering), moment)
+        else:
+            if (
+                attention is not None and block.alternating is None
+            ):  # else what attention reads is added to the stream too
+                add(attention.norm, first, first[0].matrix.name)
+            add(block.feed_forward_norm, entering, moment)
         if isinstance(attention, LatentAttention):
             if attention.query_down is not None:
                 chooser = () if attention.indexer is None else (attention.indexer.query,)
@@ -82,7 +83,7 @@ def find_folds(network: Network, packed: Collection[str], met: Callable[[str, in
         elif isinstance(attention, Attention) and attention.value is not None and _gives_way(network, attention):
             add(attention.value, (attention.output,), attention.output.matrix.name)
         if network.configuration.facts.activation in _LINEAR_IN_UP:
-            for layer, expert in _feed_forwards(block):
+            for layer, expert in _feed_forwards(block.feed_forward):
                 if layer.gate is not None:
                     add(layer.up, (layer.down,), layer.down.matrix.name, expert)
     return tuple(found)
@@ -112,25 +113,28 @@ def _gives_way(network: Network, attention: Attention) -> bool:
     return value is not None and not normalised and value.matrix.rows == attention.output.matrix.columns
 
 
-def _entering(block: Block) -> tuple[tuple[Linear, ...], str]:
+def _entering(layer: Dense | Experts) -> tuple[tuple[Linear, ...], str]:
     """Return the matrices that read a feed-forward's input, and the name of one that meets every token.
 
     Experts beside a dense feed-forward have another input, which no matrix meets for every token.
     """
-    layer = block.feed_forward
     if isinstance(layer, Experts) and layer.beside is not None:
         assert layer.shared is not None
         own = tuple(it for it in (layer.shared.gate, layer.shared.up) if it is not None)
         return own, own[0].matrix.name
     always = [layer.router, layer.shared_gate] if isinstance(layer, Experts) else []
-    inner = [linear for it, _ in _feed_forwards(block) for linear in (it.gate, it.up)]
+    readers = [it for it, _ in _feed_forwards(layer)]
+    if isinstance(layer, Experts) and layer.enter is not None:  # experts read what it makes of the stream
+        always, readers = [*always, layer.enter], [] if layer.shared is None else [layer.shared]
+    inner = [linear for it in readers for linear in (it.gate, it.up)]
     found = tuple(it for it in (*always, *inner) if it is not None)
     return found, found[0].matrix.name
 
 
-def _feed_forwards(block: Block) -> list[tuple[Dense, int]]:
+def _feed_forwards(layer: Dense | Experts | None) -> list[tuple[Dense, int]]:
     """Return the feed-forwards of a block, with the numbers of experts."""
-    layer = block.feed_forward
+    if layer is None:
+        return []
     if isinstance(layer, Dense):
         return [(layer, 0)]
     shared = [] if layer.shared is None else [(layer.shared, 0)]

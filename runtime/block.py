@@ -35,13 +35,17 @@ def run_block(run: Run, block: Block, hidden: Floats) -> None:
     elif run.configuration.parallel:
         _run_side_by_side(run, block, hidden)
     else:
-        run_attention(run, block, hidden)
-        run_feed_forward(run, block, hidden)
+        for part, run_part in ((block.attention, run_attention), (block.feed_forward, run_feed_forward)):
+            if part is None:
+                run.passed(0.5)
+            else:
+                run_part(run, block, hidden)
     run.hooks.report(f"blk.{block.index}", hidden)
 
 
 def run_attention(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's attention to the residual stream, in place. Not for parallel blocks, whose feed-forward reads the same stream."""
+    assert block.attention is not None
     inputs = _normalised(run, block.attention.norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
     run.passed(0.5)
@@ -59,6 +63,7 @@ def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
 
 
 def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
+    assert block.attention is not None
     inputs = _normalised(run, block.attention.norm, hidden)
     same = block.feed_forward_norm == block.attention.norm
     others = inputs if same else _normalised(run, block.feed_forward_norm, hidden)
@@ -70,6 +75,7 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
 
 def _run_alternating(run: Run, block: Block, layer: Alternating, hidden: Floats) -> None:
     """Run the first of several predicted streams through a block, and correct all of them, (rows, streams * hidden), by what that changed."""
+    assert block.attention is not None
     streams = hidden.reshape(len(hidden), -1, run.configuration.hidden)
     predicted = predict_streams(run, layer, streams)
     active = predicted[:, 0].copy()
@@ -95,12 +101,14 @@ def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
         return delta_net(run, block.index, block.attention, inputs)
     if isinstance(block.attention, Mamba2):
         return mamba2(run, block.index, block.attention, inputs)
+    assert block.attention is not None
     return self_attention(run, block.index, block.attention, inputs)
 
 
 def _feed_forward(run: Run, block: Block, inputs: Floats, hidden: Floats) -> Floats:
     """Return what a feed-forward makes of its normalised ``inputs``; ``hidden`` is the residual stream that they come from."""
     layer, activation = block.feed_forward, run.configuration.facts.activation
+    assert layer is not None
     if not isinstance(layer, Experts):
         share = run.configuration.layer_sparsity(block.index)
         if share:

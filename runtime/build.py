@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
-from .configuration import DeltaHeads, Latent, StateSpace
+from .build_feed_forward import build_feed_forward
+from .build_recurrent import build_delta_net, build_mamba2
+from .configuration import Latent
 from .layers import (
     Alternating,
     Attention,
-    Beside,
     Block,
     DeltaNet,
-    Dense,
-    Experts,
     HeadNorm,
     Indexer,
     LatentAttention,
@@ -35,7 +34,7 @@ def build_block(place: Place, index: int) -> Block:
         index,
         _token_mixer(place, prefix, index),
         place.first_norm(facts.feed_forward_norm, prefix, configuration.hidden),
-        _experts(place, prefix) if configuration.has_experts(index) else _dense(place, prefix),
+        build_feed_forward(place, index),
         place.norm_if_there(prefix + _AFTER_FEED_FORWARD, configuration.hidden),
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
@@ -43,14 +42,16 @@ def build_block(place: Place, index: int) -> Block:
     )
 
 
-def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2:
-    """Return what lets positions see each other; linear attention and state spaces show in their tensors."""
+def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2 | None:
+    """Return what lets positions see each other; linear attention and state spaces show in their tensors. None for a block that is a feed-forward alone."""
     if place.configuration.latent is not None:
         return _latent_attention(place, prefix, index)
     if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
-        return _delta_net(place, prefix, place.configuration.delta_heads)
+        return build_delta_net(place, prefix, place.configuration.delta_heads, _after_attention(place, prefix))
     if place.configuration.state_space is not None and f"{prefix}ssm_in.weight" in place.model.tensors:
-        return _mamba2(place, prefix, place.configuration.state_space)
+        return build_mamba2(place, prefix, place.configuration.state_space, _after_attention(place, prefix))
+    if place.configuration.facts.single_parts and f"{prefix}attn_q.weight" not in place.model.tensors:
+        return None
     return _attention(place, prefix, index)
 
 
@@ -130,49 +131,6 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
     )
 
 
-def _delta_net(place: Place, prefix: str, heads: DeltaHeads) -> DeltaNet:
-    hidden, values, fused = place.configuration.hidden, heads.values * heads.size, f"{prefix}ssm_ba"
-    channels = 2 * heads.keys * heads.size + values
-    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (channels, None))
-    if f"{fused}.weight" in place.model.tensors:
-        rates: tuple[Linear, ...] = (place.linear(fused, 2 * heads.values, hidden),)
-    else:
-        rates = tuple(place.linear(f"{prefix}ssm_{kind}", heads.values, hidden) for kind in ("beta", "alpha"))
-    decay, steps = (place.tensor(f"{prefix}{name}", (heads.values,)) for name in ("ssm_a", "ssm_dt.bias"))
-    return DeltaNet(
-        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
-        mixed=place.linear(f"{prefix}attn_qkv", channels, hidden),
-        gate=place.linear(f"{prefix}attn_gate", values, hidden),
-        rates=rates,
-        kernels=Matrix(kernels, 0, channels),
-        decay=Vector(decay, 0, heads.values),
-        step_bias=Vector(steps, 0, heads.values),
-        head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
-        output=place.linear(f"{prefix}ssm_out", hidden, values),
-        after=_after_attention(place, prefix),
-    )
-
-
-def _mamba2(place: Place, prefix: str, space: StateSpace) -> Mamba2:
-    hidden, width = place.configuration.hidden, space.inner // space.groups
-    kernels = place.tensor(f"{prefix}ssm_conv1d.weight", (space.channels, None))
-    decay, skip = (
-        Matrix(place.tensor(f"{prefix}{name}", (space.heads, 1)), 0, space.heads) for name in ("ssm_a", "ssm_d")
-    )
-    return Mamba2(
-        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
-        entering=place.linear(f"{prefix}ssm_in", space.inner + space.channels + space.heads, hidden),
-        kernels=Matrix(kernels, 0, space.channels),
-        kernel_bias=place.vector(f"{prefix}ssm_conv1d.bias", space.channels),
-        decay=decay,
-        skip=skip,
-        step_bias=Vector(place.tensor(f"{prefix}ssm_dt.bias", (space.heads,)), 0, space.heads),
-        group_norm=Matrix(place.tensor(f"{prefix}ssm_norm.weight", (space.groups, width)), 0, space.groups),
-        output=place.linear(f"{prefix}ssm_out", hidden, space.inner),
-        after=_after_attention(place, prefix),
-    )
-
-
 def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
     configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
     assert latent is not None
@@ -228,75 +186,3 @@ def _latent_parts(
         for part in TRANSFORMS["split_latent"].forward([whole], sizes)
     ]
     return Matrix(whole, 0, whole.shape[0]), parts[0], parts[1]
-
-
-def _dense(place: Place, prefix: str) -> Dense:
-    hidden = place.configuration.hidden
-    down = place.linear(prefix + "ffn_down", hidden, None)
-    width = down.matrix.columns
-    match place.configuration.facts.feed_forward:
-        case "plain":
-            return Dense(None, place.linear(prefix + "ffn_up", width, hidden), down)
-        case "gated_fused":
-            gate, up = place.parts(prefix + "ffn_up", (width, width), hidden)
-            return Dense(gate, up, down)
-        case _:
-            return Dense(
-                place.linear(prefix + "ffn_gate", width, hidden), place.linear(prefix + "ffn_up", width, hidden), down
-            )
-
-
-def _experts(place: Place, prefix: str) -> Experts:
-    hidden, count = place.configuration.hidden, place.configuration.experts
-    downs = place.stack(prefix + "ffn_down_exps", (count, hidden, None))
-    width = downs[0].matrix.columns
-    if f"{prefix}ffn_gate_up_exps.weight" in place.model.tensors:
-        both = [linear.matrix for linear in place.stack(prefix + "ffn_gate_up_exps", (count, 2 * width, hidden))]
-        gates, ups = (tuple(Linear(matrix.window(part, part + width)) for matrix in both) for part in (0, width))
-    else:
-        gates, ups = (place.stack(f"{prefix}ffn_{kind}_exps", (count, width, hidden)) for kind in ("gate", "up"))
-    if f"{prefix}ffn_gate_inp.scale" in place.model.tensors:
-        return _experts_beside(place, prefix, gates, ups, downs)
-    return Experts(
-        place.linear(prefix + "ffn_gate_inp", count, hidden),
-        tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
-        place.vector(prefix + "exp_probs_b.bias", count),
-        _shared(place, prefix) if f"{prefix}ffn_down_shexp.weight" in place.model.tensors else None,
-        _shared_gate(place, f"{prefix}ffn_gate_inp_shexp.weight"),
-    )
-
-
-def _experts_beside(
-    place: Place, prefix: str, gates: tuple[Linear, ...], ups: tuple[Linear, ...], downs: tuple[Linear, ...]
-) -> Experts:
-    """Return experts beside a dense feed-forward, each with norms of its own."""
-    hidden, count = place.configuration.hidden, place.configuration.experts
-    return Experts(
-        place.linear(prefix + "ffn_gate_inp", count, hidden),
-        tuple(Dense(gate, up, down) for gate, up, down in zip(gates, ups, downs, strict=True)),
-        shared=_dense(place, prefix),
-        beside=Beside(
-            norm=place.norm(prefix + "pre_ffw_norm_2", hidden),
-            router_scale=Vector(place.tensor(prefix + "ffn_gate_inp.scale", (hidden,)), 0, hidden),
-            weights=place.vector(prefix + "ffn_down_exps.scale", count),
-            after=place.norm(prefix + "post_ffw_norm_2", hidden),
-            shared_after=place.norm(prefix + "post_ffw_norm_1", hidden),
-        ),
-    )
-
-
-def _shared(place: Place, prefix: str) -> Dense:
-    hidden = place.configuration.hidden
-    down = place.linear(prefix + "ffn_down_shexp", hidden, None)
-    width = down.matrix.columns
-    return Dense(
-        place.linear(prefix + "ffn_gate_shexp", width, hidden),
-        place.linear(prefix + "ffn_up_shexp", width, hidden),
-        down,
-    )
-
-
-def _shared_gate(place: Place, name: str) -> Linear | None:
-    if name not in place.model.tensors:
-        return None
-    return Linear(Matrix(place.tensor(name, (place.configuration.hidden,)), 0, 1))

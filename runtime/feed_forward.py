@@ -86,6 +86,10 @@ def mixture(
 
     if layer.beside is not None and layer.beside.weights is not None:
         weights *= layer.beside.weights.decode()[chosen]
+    if layer.enter is not None:
+        hooks.collect([layer.enter.matrix], inputs)
+        inputs = product(workers, inputs, layer.enter)
+        hooks.report(layer.enter.matrix.name, inputs)
     parts = _shares(chosen, len(layer.experts))
     experts = [layer.experts[part.expert] for part in parts]
     shares = [weights[part.rows, part.places][:, None] for part in parts]
@@ -106,6 +110,10 @@ def mixture(
             result *= share
         out[part.rows] += result
     hooks.report(layer.experts[0].down.matrix.name, out)
+    if layer.leave is not None:
+        hooks.collect([layer.leave.matrix], out)
+        out = product(workers, out, layer.leave)
+        hooks.report(layer.leave.matrix.name, out)
     return out
 
 

@@ -148,6 +148,8 @@ def activation_bytes(network: Network, tokens: int) -> int:
 def _width(network: Network, block: Block) -> int:
     """Return how many numbers per token a block's feed-forward has in its middle."""
     layer = block.feed_forward
+    if layer is None:
+        return 0
     if isinstance(layer, Experts):
         return network.configuration.experts_used * layer.experts[0].up.matrix.rows
     return layer.up.matrix.rows

@@ -258,6 +258,8 @@ class Experts:
         shared: a feed-forward for every token beside those of its experts.
         shared_gate: (1, hidden): the shared one's result is multiplied by the sigmoid of this.
         beside: what is done where experts read the residual stream by themselves, beside the shared feed-forward; None: they read what that reads.
+        enter: (latent, hidden): what experts, but not the shared one, are given of a token; None: all of it.
+        leave: (hidden, latent): what is made of their sum.
     """
 
     router: Linear
@@ -266,19 +268,21 @@ class Experts:
     shared: Dense | None = None
     shared_gate: Linear | None = None
     beside: Beside | None = None
+    enter: Linear | None = None
+    leave: Linear | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the stream is multiplied by ``scale``.
+    """One layer, which may be attention or a feed-forward alone. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the stream is multiplied by ``scale``.
 
     ``alternating`` is there where there are several streams.
     """
 
     index: int
-    attention: Attention | LatentAttention | DeltaNet | Mamba2
+    attention: Attention | LatentAttention | DeltaNet | Mamba2 | None
     feed_forward_norm: Norm | None
-    feed_forward: Dense | Experts
+    feed_forward: Dense | Experts | None
     after: Norm | None
     layer_input: LayerInput | None = None
     scale: Vector | None = None

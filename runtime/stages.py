@@ -88,7 +88,8 @@ def network_stages(network: Network) -> tuple[Stage, ...]:
         if network.configuration.parallel:
             found.append(Stage("block", block))
         else:
-            found += [Stage("attention", block), Stage("feed_forward", block)]
+            found += [] if block.attention is None else [Stage("attention", block)]
+            found += [] if block.feed_forward is None else [Stage("feed_forward", block)]
     return (*found, Stage("output", None))
 
 
@@ -97,8 +98,9 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
     if stage.block is None:
         matrix = network.output.matrix
         return (StageInput((matrix.name,), matrix.columns),)
-    attention = _attention_inputs(stage.block.attention) if stage.part != "feed_forward" else ()
-    return attention + (_feed_forward_inputs(stage.block.feed_forward) if stage.part != "attention" else ())
+    attention, feed_forward = stage.block.attention, stage.block.feed_forward
+    found = () if stage.part == "feed_forward" or attention is None else _attention_inputs(attention)
+    return found if stage.part == "attention" or feed_forward is None else found + _feed_forward_inputs(feed_forward)
 
 
 def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[StageInput, ...]:
@@ -135,7 +137,14 @@ def _feed_forward_inputs(layer: Dense | Experts) -> tuple[StageInput, ...]:
     if isinstance(layer, Dense):
         return _dense_inputs(layer, None)
     shared = () if layer.shared is None else _dense_inputs(layer.shared, None)
-    return (_shared_input(layer.router), *_dense_inputs(layer.experts[0], len(layer.experts)), *shared)
+    enter, leave = (() if it is None else (_shared_input(it),) for it in (layer.enter, layer.leave))
+    return (
+        _shared_input(layer.router),
+        *enter,
+        *_dense_inputs(layer.experts[0], len(layer.experts)),
+        *leave,
+        *shared,
+    )
 
 
 def _dense_inputs(layer: Dense, experts: int | None) -> tuple[StageInput, StageInput]:

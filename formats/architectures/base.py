@@ -81,6 +81,7 @@ class HyperParameter:
         stored: how GGUF's number is made of the configuration's, where they differ.
         from_layers: for what GGUF has no key for: the layer's number that it is, on the way back.
         from_source: whether, for want of a key, the source's own configuration is believed on the way back, where it is known.
+        counted: keys of ``config.json`` whose list, or text of one character per entry, has as many entries, where ``config`` is silent.
         words: for a ``bool`` that the configuration says in words: what each means; the first of a meaning is the one written on the way back.
     """
 
@@ -96,6 +97,7 @@ class HyperParameter:
     stored: Stored | None = None
     from_layers: FromLayers | None = None
     from_source: bool = False
+    counted: tuple[str, ...] = ()
     words: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
     def usual(self, values: Mapping[str, object]) -> bool | int | float | None:
@@ -258,7 +260,7 @@ class RuntimeFacts:
         activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` (the tanh approximation), ``relu_squared``, or ``swiglu_oai``, which joins gate and up by itself:
             ``min(gate, 7) * sigmoid(1.702 * gate) * (clip(up, -7, 7) + 1)``.
         feed_forward: ``gated`` (down(act(gate) * up)), ``gated_fused`` (``ffn_up`` holds gate, then up), or ``plain`` (down(act(up))).
-        positions: ``rope``, or ``learned`` (``position_embd`` added to the embedding).
+        positions: ``rope``, ``learned`` (``position_embd`` added to the embedding), or ``none``.
         attention_scale: queries are divided by the square root of this, unless there is a hyper-parameter ``attention_multiplier``.
         indexer: whether each position attends to so many of those before it, which an indexer in some or all blocks chooses, and how the pairs of its
             rotated dimensions lie; None: there is no choice.
@@ -274,6 +276,7 @@ class RuntimeFacts:
         normalised_after_rotation: whether norms of queries and keys come after the rotation instead of before.
         normalised_values: whether the values of each head are normalised, without weights.
         plain_head_norms: where this holds, heads of queries and keys are normalised without weights in layers that rotate them.
+        single_parts: whether every block is attention, or what stands in for it, or a feed-forward: one of them, as its tensors show.
         plain_norms: whether norms have neither weights nor biases.
         attention_norm: tensors (without ``.weight``) of the norm before attention: the first that is there; empty: there is none.
         feed_forward_norm: the same before the feed-forward.
@@ -293,7 +296,7 @@ class RuntimeFacts:
     norm: Literal["rms", "layer"]
     activation: Literal["silu", "gelu", "gelu_tanh", "relu_squared", "swiglu_oai"]
     feed_forward: Literal["gated", "gated_fused", "plain"]
-    positions: Literal["rope", "learned"]
+    positions: Literal["rope", "learned", "none"]
     attention_scale: Expression
     indexer: Literal["neox", "interleaved"] | None = None
     scale_embedding: bool = False
@@ -306,6 +309,7 @@ class RuntimeFacts:
     normalised_after_rotation: bool = False
     normalised_values: bool = False
     plain_head_norms: Condition | None = None
+    single_parts: bool = False
     plain_norms: bool = False
     attention_norm: tuple[str, ...] = ("attn_norm",)
     feed_forward_norm: tuple[str, ...] = ("ffn_norm",)

@@ -131,6 +131,7 @@ def _hyper_parameter(name: str, value: object, where: str, path: Path | None) ->
         if "from_layers" in fields
         else None,
         from_source=fields.flag("from_source", False),
+        counted=fields.texts("counted"),
         words=MappingProxyType(dict(words)),
     )
     fields.finish()
@@ -289,7 +290,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         norm=_choice(fields, "norm", ("rms", "layer")),
         activation=_choice(fields, "activation", ("silu", "gelu", "gelu_tanh", "relu_squared", "swiglu_oai")),
         feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
-        positions=_choice(fields, "positions", ("rope", "learned")),
+        positions=_choice(fields, "positions", ("rope", "learned", "none")),
         attention_scale=_expression(fields, "attention_scale"),
         indexer=_choice(fields, "indexer", ("neox", "interleaved")) if "indexer" in fields else None,
         scale_embedding=fields.flag("scale_embedding", False),
@@ -302,6 +303,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         normalised_after_rotation=fields.flag("normalised_after_rotation", False),
         normalised_values=fields.flag("normalised_values", False),
         plain_head_norms=parse_condition(fields.text("plain_head_norms")) if "plain_head_norms" in fields else None,
+        single_parts=fields.flag("single_parts", False),
         plain_norms=fields.flag("plain_norms", False),
         attention_norm=fields.texts("attention_norm") if "attention_norm" in fields else ("attn_norm",),
         feed_forward_norm=fields.texts("feed_forward_norm") if "feed_forward_norm" in fields else ("ffn_norm",),

@@ -66,6 +66,9 @@ def _value(
     parameter: HyperParameter, config: Mapping[str, Any], values: Values, path: Path
 ) -> bool | int | float | None:
     key, found = next(((key, config[key]) for key in parameter.config if config.get(key) is not None), ("", _ABSENT))
+    if isinstance(found, _Absent) and parameter.counted:
+        lists = [(key, config[key]) for key in parameter.counted if isinstance(config.get(key), list | str)]
+        key, found = next(((key, len(entries)) for key, entries in lists), ("", _ABSENT))
     if parameter.type == "presence":
         return not isinstance(found, _Absent)
     if not isinstance(found, _Absent):

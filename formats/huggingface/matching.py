@@ -56,11 +56,12 @@ def _is_text_model(architecture: Architecture, config: Mapping[str, Any]) -> boo
 
 
 def _is_chosen(architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether lists of the configuration say that it is this one of several architectures that share a class."""
+    """Whether lists of the configuration, or texts of one character per entry, say that it is this one of several architectures that share a class."""
     if not architecture.chosen_where:
         return False
-    lists = ((config.get(key), words) for key, words in architecture.chosen_where.items())
-    return all(isinstance(found, list) and all(word in words for word in found) for found, words in lists)
+    lists = [(config.get(key), words) for key, words in architecture.chosen_where.items()]
+    there = [(found, words) for found, words in lists if isinstance(found, list | str)]
+    return bool(there) and all(word in words for found, words in there for word in found)
 
 
 def is_headless(config: Mapping[str, Any]) -> bool:

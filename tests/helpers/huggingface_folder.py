@@ -39,6 +39,15 @@ MULTIPLIERS = {
     "logits_scaling": 4.0,
 }
 
+NEMOTRON_H = {
+    "architectures": ["NemotronHForCausalLM"],
+    "model_type": "nemotron_h",
+    "head_dim": 8,
+    "ssm_state_size": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+}
 DELTA_NET: dict[str, Any] = {
     "num_hidden_layers": 5,
     "head_dim": 8,
@@ -169,6 +178,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 14,
     }
     | MULTIPLIERS,
+    "nemotron_h": CONFIG
+    | NEMOTRON_H
+    | {"layers_block_type": ["mamba", "mlp", "attention", "mlp", "mamba"], "num_hidden_layers": 5},
+    "nemotron_h_moe": CONFIG
+    | NEMOTRON_H
+    | {
+        "hybrid_override_pattern": "ME*E",
+        "num_hidden_layers": 4,
+        "n_routed_experts": 3,
+        "moe_intermediate_size": 16,
+        "moe_shared_expert_intermediate_size": 24,
+    },
     "granitemoe": CONFIG
     | {
         "architectures": ["GraniteMoeSharedForCausalLM"],

@@ -112,6 +112,9 @@ MAMBA = {
     "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_expand": 2, "shared_intermediate_size": 48,
 }  # fmt: skip
+NEMOTRON_H = {
+    "head_dim": 16, "ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "time_step_min": 1e-9,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 _KINDS = {"s": "sliding_attention", "f": "full_attention"}
@@ -243,6 +246,9 @@ CASES = (
     case("granitehybrid", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2),
     case("granitehybrid-dense", "GraniteMoeHybridForCausalLM", **MAMBA, **MULTIPLIERS, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True),
     case("granitehybrid-attention", "GraniteMoeHybridForCausalLM", **MAMBA | {"layer_types": ["full_attention"] * 4}, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope"),
+    case("nemotron_h", "NemotronHForCausalLM", **NEMOTRON_H, layers_block_type=["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"]),
+    case("nemotron_h_moe", "NemotronHForCausalLM", **NEMOTRON_H, layers_block_type=["linear_attention", "moe", "full_attention", "moe"], n_routed_experts=6, moe_intermediate_size=32, moe_shared_expert_intermediate_size=48, routed_scaling_factor=2.5),
+    case("nemotron_h_moe-latent", "NemotronHForCausalLM", **NEMOTRON_H, layers_block_type=["linear_attention", "moe", "full_attention", "moe"], n_routed_experts=6, moe_intermediate_size=32, moe_shared_expert_intermediate_size=48, moe_latent_size=32, norm_topk_prob=False),
     Case("starcoder", "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     Case("gpt2", "GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 )  # fmt: skip

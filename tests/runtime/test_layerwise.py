@@ -40,7 +40,11 @@ def test_a_model_does_not_differ_from_itself(name: str) -> None:
 @pytest.mark.parametrize("name", STANDALONE)
 def test_a_changed_tensor_is_found(name: str) -> None:
     model = in_memory(name, Path("tiny"), **UNBOUND.get(name, {}))
-    culprit = next(key for key in ("blk.1.attn_output.weight", "blk.1.ssm_out.weight") if key in model.tensors)
+    culprit = next(
+        key
+        for key in (f"blk.1.{it}.weight" for it in ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps"))
+        if key in model.tensors
+    )
     broken = changed(model, culprit)
     source, result = load_network(model), load_network(broken)
     _, layers = compare_layers(source, result, TOKENS)

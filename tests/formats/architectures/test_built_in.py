@@ -17,7 +17,7 @@ ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lamb
 
 # Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales; projections one by one
 _LATER = re.compile(
-    r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
+    r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|backbone\.layers\.#\.mixer\.experts\.\{expert\}\..*|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
     r"|model\.altup_(unembed_)?projections\.0\.weight"
 )
 
