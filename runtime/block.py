@@ -75,6 +75,7 @@ def _run_side_by_side(run: Run, block: Block, hidden: Floats) -> None:
 
 def _run_alternating(run: Run, block: Block, layer: Alternating, hidden: Floats) -> None:
     """Run the first of several predicted streams through a block, and correct all of them, (rows, streams * hidden), by what that changed."""
+    assert block.attention is not None
     streams = hidden.reshape(len(hidden), -1, run.configuration.hidden)
     predicted = predict_streams(run, layer, streams)
     active = predicted[:, 0].copy()

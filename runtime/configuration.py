@@ -294,6 +294,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     for kv_heads in filter(None, all_kv_heads):  # layers without attention have none
         if heads % kv_heads or not min(head_sizes):
             raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    _check_lent_keys(model, layered)
     head_size = int(max(head_sizes))
     experts = size("experts", 0)
     epsilon = values.get("epsilon")
@@ -348,6 +349,23 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
     )
+
+
+def _check_lent_keys(model: Model, layered: Layered) -> None:
+    """Raise ModelError where a layer would read the keys of one that has none, or another kind of them."""
+    sources = layered.get("keys_from", ())
+    for layer, source in enumerate(sources):
+        alike = 0 <= source <= layer and all(
+            layered[name][layer] == layered[name][int(source)]
+            for name in ("kv_heads", "head_dim", "sliding")
+            if name in layered
+        )
+        if not alike or sources[int(source)] != source:
+            raise ModelError(
+                f"layer {layer} cannot read the keys and values of layer {source}",
+                path=model.path,
+                remedy="attention.shared_kv_layers and attention.sliding_window_pattern do not fit each other.",
+            )
 
 
 def _rotated_size(architecture: Architecture, values: Values, head_size: int) -> int:

@@ -95,6 +95,18 @@ MISTAKES: list[tuple[Model, type[QconvError], str]] = [
         ModelError,
         "epsilon is nan",
     ),
+    (
+        told(in_memory("gemma4", PATH), gemma4__attention__shared_kv_layers=uint32(3)),
+        ModelError,
+        "layer 1 cannot read the keys and values of layer 0",
+    ),
+    (
+        told(in_memory("gemma4", PATH), gemma4__attention__shared_kv_layers=uint32(1 << 30)),
+        ModelError,
+        "layer 0 cannot read the keys and values of layer -",
+    ),
+    (told(in_memory("gemma4", PATH), gemma4__rope__dimension_count_swa=uint32(5)), ModelError, "5 of 4 dimensions"),
+    (changed(in_memory("gemma4", PATH), blk__0__attn_v__weight=None), MissingTensorError, "blk.0.attn_v.weight"),
 ]
 
 

@@ -78,6 +78,8 @@ def test_layers_that_gguf_cannot_tell_apart_are_refused(own: dict[str, Any]) -> 
         ({"layer_types": kinds("sffs")}, "the last layer attends to everything"),
         ({"layer_types": kinds("fsff")}, "takes the keys of shared layers from the last two layers"),
         ({"layer_types": kinds("ffsf")}, "takes the keys of shared layers from the last two layers"),
+        ({"num_kv_shared_layers": 4}, "must have keys of their own"),
+        ({"num_kv_shared_layers": 3}, "must have keys of their own"),
         ({"use_bidirectional_attention": "all"}, "reads text in both directions"),
         ({"vocab_size_per_layer_input": 20}, "embeddings for the layers of every token"),
         ({"enable_moe_block": False}, "says that there are none"),
