@@ -16,10 +16,11 @@ from ..formats.base import Model, Tensor
 from ..formats.scales import fold_scales
 from .alternating import Streams
 from .build import build_block
-from .configuration import Configuration, read_configuration
+from .configuration import Configuration
 from .layer_inputs import LayerEmbedding
 from .layers import Block, Norm
 from .place import Place
+from .read_configuration import read_configuration
 from .weights import Linear, Matrix
 
 __all__ = ["Network", "has_bound_blocks", "load_network", "refuse_bound_blocks"]
@@ -67,7 +68,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
     """Return the network of ``model``; ``architectures`` are the families to choose from, the built-in ones where None.
 
     Raises MissingTensorError, ShapeError or UnmappedTensorError (a tensor that the pass would ignore) with the name, and what
-    :func:`~.configuration.read_configuration` raises.
+    :func:`~.read_configuration.read_configuration` raises.
     """
     model = replace(model, tensors=MappingProxyType(fold_scales(model.tensors)))
     configuration = read_configuration(model, architectures)

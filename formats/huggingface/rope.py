@@ -2,106 +2,28 @@
 
 Configurations before transformers 5 have ``rope_theta`` and ``rope_scaling``, later ones ``rope_parameters`` with both, perhaps once per kind
 of layer. A kind of scaling that the architecture's runtime does not honour is an error, never dropped.
-
-Formulas: transformers' ``modeling_rope_utils`` documents the kinds; llama.cpp multiplies attention by ``1 + 0.1 ln(factor)`` for yarn by itself, so
-that ``rope.scaling.attn_factor`` holds only what the configuration asks for beyond that. It also knows yarn's usual betas only; others become a
-table of divisors, ``rope_freqs.weight``, as llama3's scaling does, where the family's graph reads one. No ``rope.scaling.type`` stands beside that table.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ...errors import ModelError
-from ..architectures import Architecture, Rope, whole
-from ..metadata import Field, ValueType, float32, numbers, string, uint32
+from ..architectures import Architecture, Rope
+from ..metadata import ValueType, float32, numbers, uint32
 from .configuration import Values
 from .json_files import finite_number
+from .rope_scalings import SCALINGS, RopeResult, Source
 
-__all__ = ["STILL", "TEMPERATURE", "RopeResult", "kept_share", "read_rope"]
+__all__ = ["TEMPERATURE", "RopeResult", "read_rope"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALIASES = {"su": "longrope", "none": "default"}
-_FACTORS_MAX = 4096
-_TABLE = "rope_freqs.weight"
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
-_YARN_SLOPE = 0.1
 _SECTIONS = 3  # time, height, width
 TEMPERATURE = "llama_4_scaling_beta"
 """By what queries grow beyond the original context."""
-STILL = 1e30
-"""What divides the frequency of a pair that is not rotated, as llama.cpp has it."""
-
-
-@dataclass(frozen=True)
-class RopeResult:
-    """GGUF keys, float32 tables by tensor name, and notes."""
-
-    metadata: Mapping[str, Field]
-    tables: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What the scalings read: parameters of one kind of layer, and the whole configuration."""
-
-    rope: Rope
-    parameters: Mapping[str, Any]
-    config: Mapping[str, Any]
-    values: Values
-    path: Path
-    theta: float
-    rotated: int
-
-    def fail(self, problem: str) -> NoReturn:
-        raise ModelError(problem, path=self.path, remedy="Restore the original config.json, or use another checkpoint.")
-
-    def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
-        """Return a finite number greater than ``above``; raises ModelError."""
-        value = self.parameters.get(key)
-        value = default if value is None else value
-        if value is None:
-            self.fail(f"the rotary scaling lacks {key!r}")
-        number = finite_number(value)
-        if number is None or number <= above:
-            self.fail(f"the rotary scaling has {key!r}: {value!r}, which must be a number above {above:g}")
-        return number
-
-    def original_context(self) -> int:
-        """Return the context of the first training, before it was stretched."""
-        for place in (self.config, self.parameters):  # transformers' order
-            if place.get("original_max_position_embeddings") is not None:
-                value = place["original_max_position_embeddings"]
-                number = finite_number(value)
-                if number is None or not 1 <= number < 1 << 31:
-                    self.fail(f"original_max_position_embeddings is {value!r}, which must be a number above 0")
-                return int(number)
-        return whole(self.values, "context")
-
-    def stretch(self) -> float:
-        """Return how many times longer the context became; the configuration's ``factor``, or the ratio of contexts."""
-        if self.parameters.get("factor") is not None:
-            return self.number("factor")
-        return whole(self.values, "context") / self.original_context()
-
-    def factors(self, key: str) -> NDArray[np.float32]:
-        """Return a list of positive numbers, one per rotated pair; raises ModelError."""
-        found = self.parameters.get(key)
-        if not isinstance(found, list) or len(found) > _FACTORS_MAX:
-            self.fail(f"the rotary scaling lacks the list {key!r}")
-        if len(found) != self.rotated // 2:
-            self.fail(f"{key!r} has {len(found)} numbers, half of the {self.rotated} rotated dimensions are needed")
-        if not all((number := finite_number(item)) is not None and number > 0 for item in found):
-            self.fail(f"{key!r} must hold positive numbers only")
-        return np.asarray(found, np.float32)
 
 
 def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Values, path: Path) -> RopeResult:
@@ -112,14 +34,14 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     parameters, local = _parameters(config, path)
     theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base", "global_rope_theta"), rope.theta, path)
     rotated = _rotated(rope, parameters, config, values, path)
-    source = _Source(rope, parameters, config, values, path, theta, rotated)
+    source = Source(rope, parameters, config, values, path, theta, rotated)
     kind = _kind(parameters, rope, path) if parameters else rope.usual
     if kind == "dynamic" and parameters.get("alpha") is not None:  # Hunyuan's: a larger base, whatever the length
         theta *= source.number("alpha") ** (rotated / max(1, rotated - 2))
         kind = "default"
     if kind == "default":
         kind = rope.usual  # its table says that there is no scaling
-    result = _SCALINGS[kind](source)
+    result = SCALINGS[kind](source)
     metadata = {"rope.dimension_count": uint32(rotated), "rope.freq_base": float32(theta), **result.metadata}
     if rope.temperature and source.parameters.get(TEMPERATURE) is not None:
         metadata["rope.scaling.original_context_length"] = uint32(source.original_context())
@@ -139,7 +61,7 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     )
 
 
-def _sections(source: _Source) -> list[int]:
+def _sections(source: Source) -> list[int]:
     """Return how many pairs go by time, height, width, and GGUF's fourth; raises ModelError where they are not half of what is rotated."""
     found = source.parameters.get("mrope_section")
     found = list(source.rope.sections) if found is None else found
@@ -233,165 +155,10 @@ def _check_share(share: object, size: int, whole: int, path: Path) -> None:
 def _kind(parameters: Mapping[str, Any], rope: Rope, path: Path) -> str:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else repr(kind)
-    if kind != "default" and (kind not in rope.scalings or kind not in _SCALINGS):
+    if kind != "default" and (kind not in rope.scalings or kind not in SCALINGS):
         raise ModelError(
             f"the rotary scaling {kind!r} is not known for this architecture",
             path=path,
             remedy=f"Known here: {', '.join(('default', *rope.scalings))}.",
         )
     return kind
-
-
-def _default(source: _Source) -> RopeResult:
-    return RopeResult({})
-
-
-def _linear(source: _Source) -> RopeResult:
-    return RopeResult({"rope.scaling.type": string("linear"), "rope.scaling.factor": float32(source.number("factor"))})
-
-
-def _dynamic(source: _Source) -> RopeResult:
-    context = whole(source.values, "context")
-    note = f"dynamic rotary scaling has no counterpart in GGUF: the model is as the source up to {context} tokens, not beyond"
-    return RopeResult({}, notes=(note,))
-
-
-def _yarn(source: _Source) -> RopeResult:
-    factor, original = source.stretch(), source.original_context()
-    fast, slow = source.number("beta_fast", _BETA_FAST), source.number("beta_slow", _BETA_SLOW)
-    truncate = source.parameters.get("truncate") is not False
-    if source.rope.log_multiplier:
-        return _yarn_in_logits(source, factor, original, (fast, slow), truncate)
-    slope = _YARN_SLOPE * math.log(factor) if factor > 1 else 0.0
-    attention = slope + 1.0
-    if source.parameters.get("attention_factor") is not None:
-        attention = source.number("attention_factor")
-    elif source.parameters.get("mscale") and source.parameters.get("mscale_all_dim"):
-        attention = (slope * source.number("mscale") + 1.0) / (slope * source.number("mscale_all_dim") + 1.0)
-    metadata = {
-        "rope.scaling.original_context_length": uint32(original),
-        "rope.scaling.yarn_beta_fast": float32(fast),
-        "rope.scaling.yarn_beta_slow": float32(slow),
-    }
-    usual = _is_usual(fast, slow, truncate)
-    if not usual and source.rope.frequency_table:
-        metadata["rope.scaling.attn_factor"] = float32(attention)
-        return RopeResult(metadata, {_TABLE: _yarn_divisors(source, factor, original, (fast, slow), truncate)})
-    metadata |= {"rope.scaling.type": string("yarn"), "rope.scaling.factor": float32(factor)}
-    if attention != slope + 1.0:
-        metadata["rope.scaling.attn_factor"] = float32(attention / (slope + 1.0))
-    return RopeResult(metadata, notes=() if usual else (_betas_note(fast, slow, truncate),))
-
-
-def _is_usual(fast: float, slow: float, truncate: bool) -> bool:
-    return (fast, slow, truncate) == (_BETA_FAST, _BETA_SLOW, True)
-
-
-def _betas_note(fast: float, slow: float, truncate: bool) -> str:
-    return (
-        f"yarn with beta_fast {fast:g}, beta_slow {slow:g}{'' if truncate else ', not truncated'}: llama.cpp runs this family "
-        f"with {_BETA_FAST:g} and {_BETA_SLOW:g}, truncated, and so gives other results"
-    )
-
-
-def _yarn_in_logits(
-    source: _Source, factor: float, original: int, betas: tuple[float, float], truncate: bool
-) -> RopeResult:
-    """Return yarn of a family that multiplies attention's logits: cosines and sines have what is left, which must be nothing."""
-    share, other = source.parameters.get("mscale_all_dim"), source.parameters.get("mscale")
-    equal = finite_number(other) == finite_number(share) is not None
-    if not share or not equal or source.parameters.get("attention_factor") is not None:
-        source.fail(
-            f"yarn has mscale {other!r} and mscale_all_dim {share!r}: GGUF has room for one number, so they must be equal, and not 0, "
-            "and there must be no attention_factor"
-        )
-    metadata = {
-        "rope.scaling.type": string("yarn"),
-        "rope.scaling.factor": float32(factor),
-        "rope.scaling.original_context_length": uint32(original),
-        "rope.scaling.yarn_beta_fast": float32(betas[0]),
-        "rope.scaling.yarn_beta_slow": float32(betas[1]),
-        "rope.scaling.yarn_log_multiplier": float32(_YARN_SLOPE * source.number("mscale_all_dim")),
-    }
-    return RopeResult(metadata, notes=() if _is_usual(*betas, truncate) else (_betas_note(*betas, truncate),))
-
-
-def _yarn_divisors(
-    source: _Source, factor: float, original: int, betas: tuple[float, float], truncate: bool
-) -> NDArray[np.float32]:
-    """Return what divides each pair's frequency: 1 above ``betas[0]`` turns over the original context, the factor below ``betas[1]``."""
-    low, high = (
-        source.rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(source.theta)) for turns in betas
-    )
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, source.rotated - 1)
-    pairs = np.arange(source.rotated // 2, dtype=np.float64)
-    ramp = np.clip((pairs - low) / (high - low if high != low else 0.001), 0.0, 1.0)
-    return _divisors(1.0 - ramp, factor)
-
-
-def _divisors(kept: NDArray[np.float64], factor: float) -> NDArray[np.float32]:
-    """Return the divisors for pairs that keep the share ``kept`` of their frequency, the rest being divided by the factor."""
-    return (1.0 / ((1.0 - kept) / factor + kept)).astype(np.float32)
-
-
-def _llama3(source: _Source) -> RopeResult:
-    """Divide low frequencies by the factor, keep high ones, and blend between: one divisor per pair."""
-    factor = source.number("factor")
-    low, high = source.number("low_freq_factor"), source.number("high_freq_factor")
-    if high < low:
-        source.fail(f"high_freq_factor {high:g} must not be below low_freq_factor {low:g}")
-    original = source.original_context()
-    frequencies = source.theta ** -(np.arange(0, source.rotated, 2, dtype=np.float64) / source.rotated)
-    turns = original * frequencies / (2 * math.pi)  # of each pair over the original context
-    return RopeResult({}, {_TABLE: _divisors(kept_share(turns, low, high), factor)})
-
-
-def kept_share(turns: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Return which share of its frequency each pair keeps in llama3's scaling: none below ``low`` turns, all from ``high`` on."""
-    if high == low:  # as in Llama 4: nothing is blended
-        return (turns >= low).astype(np.float64)
-    return np.clip((turns - low) / (high - low), 0.0, 1.0)
-
-
-def _proportional(source: _Source) -> RopeResult:
-    """Rotate the leading pairs of the whole head's, divided by the factor; the table holds the others still."""
-    parameters = source.parameters or {"rope_type": "proportional", "partial_rotary_factor": source.rope.share}
-    share, factor = finite_number(parameters.get("partial_rotary_factor", 1.0)), source.number("factor", 1.0)
-    if parameters.get("rope_type", "default") == "default":
-        share, factor = 1.0, 1.0
-    if share is None or not 0 <= share <= 1:
-        source.fail("partial_rotary_factor of the proportional rotary scaling must be from 0 to 1")
-    pairs, turned = source.rotated // 2, int(share * source.rotated // 2)
-    return RopeResult({}, {_TABLE: np.asarray([factor] * turned + [STILL] * (pairs - turned), np.float32)})
-
-
-def _longrope(source: _Source) -> RopeResult:
-    original = source.original_context()
-    stretch = source.stretch()
-    attention = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 and original > 1 else 1.0
-    if source.parameters.get("attention_factor") is not None:
-        attention = source.number("attention_factor")
-    return RopeResult(
-        {
-            "rope.scaling.type": string("longrope"),
-            "rope.scaling.original_context_length": uint32(original),
-            "rope.scaling.attn_factor": float32(attention),
-        },
-        {
-            "rope_factors_long.weight": source.factors("long_factor"),
-            "rope_factors_short.weight": source.factors("short_factor"),
-        },
-    )
-
-
-_SCALINGS = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
-    "proportional": _proportional,
-}

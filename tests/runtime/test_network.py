@@ -22,8 +22,8 @@ from qconv.errors import (
 )
 from qconv.formats.base import Model, Tensor
 from qconv.formats.metadata import Field, float32, string, uint32
-from qconv.runtime.configuration import read_configuration
 from qconv.runtime.network import load_network
+from qconv.runtime.read_configuration import read_configuration
 
 PATH = Path("tiny")
 

@@ -15,7 +15,8 @@ from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
 from ..configuration import Values
-from ..rope import STILL, TEMPERATURE, kept_share
+from ..rope import TEMPERATURE
+from ..rope_scalings import STILL, kept_share
 from .values import plain_number
 
 __all__ = ["ROPE_KEYS", "rebuild_rope"]

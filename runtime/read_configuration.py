@@ -1,0 +1,205 @@
+"""A model's configuration: GGUF metadata, completed by the architecture's description."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import MappingProxyType
+
+from ..errors import ModelError, UnknownArchitectureError
+from ..formats.architectures import Architecture, Expression, HyperParameter, Mark, built_in_architectures
+from ..formats.base import Model
+from ..formats.getters import get_flag, get_integer, get_number
+from ..formats.huggingface.out.values import recover_values
+from .configuration import Configuration, Layered
+from .configuration_parts import (
+    Values,
+    read_cap,
+    read_delta_heads,
+    read_latent,
+    read_multiplier,
+    read_routing,
+    read_sparse,
+    read_state_space,
+)
+from .rope_settings import logit_multiplier, read_local_rope, read_rope
+from .temperature import read_temperature
+
+__all__ = ["read_configuration"]
+
+
+def read_configuration(model: Model, architectures: Iterable[Architecture] | None = None) -> Configuration:
+    """Return the configuration of ``model``; ``architectures`` are those to choose from, the built-in ones where None.
+
+    Raises UnknownArchitectureError where none fits, FormatError for metadata of a wrong type, ModelError for metadata that are absent or absurd.
+    """
+    known = built_in_architectures() if architectures is None else tuple(architectures)
+    architecture = _choose(model, known)
+    facts = architecture.runtime
+    if isinstance(facts, str):
+        raise ModelError(
+            f"there is no forward pass for the architecture {architecture.name}: {facts}",
+            path=model.path,
+            remedy="Convert and quantize it as any other; measure it with a program that runs such models, llama.cpp for one.",
+        )
+    values, layered = _hyper_parameters(model, architecture)
+
+    def size(name: str, default: int | None = None) -> int:
+        value = values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and default is None):
+            raise ModelError(f"the model's {name} is {value!r}, which must be a whole number above 0", path=model.path)
+        return value
+
+    heads, hidden = size("heads"), size("hidden")
+    all_kv_heads = layered.get("kv_heads") or (size("kv_heads", heads),)
+    head_sizes = layered.get("head_dim") or (size("head_dim", hidden // heads),)
+    for kv_heads in filter(None, all_kv_heads):  # layers without attention have none
+        if heads % kv_heads or not min(head_sizes):
+            raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    _check_lent_keys(model, layered)
+    head_size = int(max(head_sizes))
+    experts = size("experts", 0)
+    epsilon = values.get("epsilon")
+    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
+        raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
+    rotated = facts.rotated_when is None or facts.rotated_when.holds(values)
+    rope = (
+        read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
+        if rotated
+        else None
+    )
+    embedding_scale = read_multiplier(model, values, "embedding_multiplier")
+    scale = (
+        read_multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
+    )
+    parallel = facts.parallel
+    sparse = read_sparse(model, facts, values, rope)
+    return Configuration(
+        architecture=architecture.name,
+        facts=facts,
+        layers=size("layers"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(max(all_kv_heads)),
+        head_size=head_size + (0 if sparse is None else sparse.size),
+        value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
+        context=size("context", 0),
+        epsilon=epsilon,
+        parallel=parallel if isinstance(parallel, bool) else parallel.holds(values),
+        embedding_scale=embedding_scale * (math.sqrt(hidden) if facts.scale_embedding else 1.0),
+        residual_scale=read_multiplier(model, values, "residual_multiplier"),
+        logit_scale=read_multiplier(model, values, "logit_multiplier")
+        / read_multiplier(model, values, "logit_divisor"),
+        attention_scale=scale * logit_multiplier(model, architecture, rope),
+        attention_temperature=read_temperature(model, architecture, values, rope),
+        attention_soft_cap=read_cap(values, "attention_soft_cap"),
+        attention_clamp=read_cap(values, "attention_clamp"),
+        final_soft_cap=read_cap(values, "final_soft_cap"),
+        window=size("window", 0),
+        sliding_period=0 if facts.sliding_period is None else facts.sliding_period.evaluate(values),
+        unrotated_period=0 if facts.unrotated_period is None else facts.unrotated_period.evaluate(values),
+        plain_head_norms=facts.plain_head_norms is not None and facts.plain_head_norms.holds(values),
+        experts=experts,
+        dense_layers=size("dense_layers", 0),
+        expert_period=size("expert_period", 1) or 1,
+        routing=read_routing(model, facts, values, experts),
+        latent=read_latent(model, values, rope),
+        sparse=sparse,
+        delta_heads=read_delta_heads(model, facts, values),
+        state_space=read_state_space(model, values),
+        rope=rope,
+        local_rope=read_local_rope(model, architecture, rope, values),
+        keys_as_values=bool(values.get("keys_as_values")),
+        streams=size("streams", 1),
+        layer_input=size("layer_input", 0),
+        layered=MappingProxyType(layered),
+    )
+
+
+def _check_lent_keys(model: Model, layered: Layered) -> None:
+    """Raise ModelError where a layer would read the keys of one that has none, or another kind of them."""
+    sources = layered.get("keys_from", ())
+    for layer, source in enumerate(sources):
+        alike = 0 <= source <= layer and all(
+            layered[name][layer] == layered[name][int(source)]
+            for name in ("kv_heads", "head_dim", "sliding")
+            if name in layered
+        )
+        if not alike or sources[int(source)] != source:
+            raise ModelError(
+                f"layer {layer} cannot read the keys and values of layer {source}",
+                path=model.path,
+                remedy="attention.shared_kv_layers and attention.sliding_window_pattern do not fit each other.",
+            )
+
+
+def _rotated_size(architecture: Architecture, values: Values, head_size: int) -> int:
+    """Return the size of heads that rotary positions count on: those of layers that see everything, where layers differ."""
+    if not architecture.per_layer or architecture.rope is None:
+        return head_size
+    return architecture.rope.dimensions.evaluate(values)
+
+
+def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
+    """Return the description: by ``general.architecture``, and where families share it, by the mark of one, or the one without."""
+    name = model.architecture
+    fitting = [item for item in known if item.gguf == name]
+    if len(fitting) > 1:
+        marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
+        fitting = marked or [item for item in fitting if item.mark is None]
+    if all(isinstance(item.runtime, str) for item in fitting):
+        fitting = fitting[:1]  # none of them runs, for reasons of their own
+    if len(fitting) != 1:
+        raise UnknownArchitectureError(
+            f"the architecture {name!r} has no description that a forward pass could follow",
+            path=model.path,
+            remedy=f"Known: {', '.join(sorted({item.gguf for item in known}))}.",
+        )
+    return fitting[0]
+
+
+def _bears(model: Model, name: str, mark: Mark) -> bool:
+    return (get_integer(model.metadata, f"{name}.{mark.key}", model.path) or 0) >= mark.at_least
+
+
+def _hyper_parameters(model: Model, architecture: Architecture) -> tuple[Values, Layered]:
+    """Return values by the names that expressions use, and those that differ from layer to layer."""
+    if not architecture.per_layer:
+        return _model_values(model, architecture), {}
+    found = recover_values(architecture, model)
+    return (
+        {name: value for name, value in found.items() if not isinstance(value, tuple)},
+        {name: value for name, value in found.items() if isinstance(value, tuple)},
+    )
+
+
+def _model_values(model: Model, architecture: Architecture) -> Values:
+    """Return values of the whole model: from metadata, else the description's default."""
+    values: dict[str, bool | int | float] = {}
+    for parameter in architecture.hyper_parameters:
+        if parameter.recovered is not None:
+            continue
+        value = _metadata_value(model, architecture, parameter)
+        if value is None:
+            value = parameter.usual(values)
+        if value is not None:
+            values[parameter.name] = value
+    for parameter in architecture.hyper_parameters:
+        if isinstance(parameter.recovered, Expression):
+            values[parameter.name] = parameter.recovered.evaluate(values)
+        elif parameter.recovered is not None:
+            values[parameter.name] = parameter.recovered.holds(values)
+    return values
+
+
+def _metadata_value(model: Model, architecture: Architecture, parameter: HyperParameter) -> bool | int | float | None:
+    get = {"uint32": get_integer, "float32": get_number}.get(parameter.type, get_flag)
+    read = [get(model.metadata, f"{architecture.gguf}.{key}", model.path) for key in parameter.keys]
+    found = {value for value in read if value is not None}
+    if len(found) > 1:
+        raise ModelError(
+            f"{' and '.join(parameter.keys)} are {' and '.join(map(str, sorted(found)))}, which must be equal in this architecture",
+            path=model.path,
+        )
+    value = next(iter(found), None)
+    return float(value) if value is not None and parameter.type == "float32" else value
