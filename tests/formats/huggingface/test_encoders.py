@@ -200,6 +200,64 @@ def test_eurobert(tmp_path: Path, context: OpenContext) -> None:
             load_network(opened)
 
 
+NEOBERT = {
+    "architectures": ["NeoBERTLMHead"],
+    "model_type": "neobert",
+    "vocab_size": 0,
+    "hidden_size": 64,
+    "intermediate_size": 144,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_length": 128,
+    "norm_eps": 1e-5,
+}
+
+
+def as_neobert(folder: Path, tokenizer: Tokenizer) -> Embedder:
+    """Save a random EuroBERT in NeoBERT's names and order, with the head that predicts masked words; return the EuroBERT.
+
+    NeoBERT has each head's queries, keys and values together, and rotates pairs where EuroBERT rotates halves.
+    """
+    model = save(
+        folder, "EuroBertModel", tokenizer, intermediate_size=96, pad_token_id=0, bos_token_id=2, eos_token_id=3
+    )
+    tensors = load_file(folder / "model.safetensors")
+    found = {"encoder.weight": tensors["embed_tokens.weight"], "layer_norm.weight": tensors["norm.weight"]}
+    for layer in range(3):
+        source, prefix = f"layers.{layer}.", f"transformer_encoder.{layer}."
+        heads = [tensors[f"{source}self_attn.{part}_proj.weight"].reshape(4, 16, 64) for part in "qkv"]
+        in_pairs = [part.reshape(4, 2, 8, 64).swapaxes(1, 2).reshape(4, 16, 64) for part in heads[:2]]
+        found |= {
+            f"{prefix}qkv.weight": np.stack([*in_pairs, heads[2]], axis=1).reshape(192, 64),
+            f"{prefix}wo.weight": tensors[f"{source}self_attn.o_proj.weight"],
+            f"{prefix}attention_norm.weight": tensors[f"{source}input_layernorm.weight"],
+            f"{prefix}ffn_norm.weight": tensors[f"{source}post_attention_layernorm.weight"],
+            f"{prefix}ffn.w3.weight": tensors[f"{source}mlp.down_proj.weight"],
+            f"{prefix}ffn.w12.weight": np.concatenate(
+                [tensors[f"{source}mlp.{it}_proj.weight"] for it in ("gate", "up")]
+            ),
+        }
+    size = tokenizer.get_vocab_size()
+    decoder = {"decoder.weight": np.zeros((size, 64), np.float32), "decoder.bias": np.zeros(size, np.float32)}
+    save_file(
+        {f"model.{name}": it for name, it in found.items()} | decoder, folder / "model.safetensors", {"format": "pt"}
+    )
+    (folder / "config.json").write_text(json.dumps(NEOBERT | {"vocab_size": size}))
+    return model
+
+
+def test_neobert(tmp_path: Path, context: OpenContext) -> None:
+    tokenizer, folder = word_pieces(), tmp_path / "model"
+    model = as_neobert(folder, tokenizer)
+    assert_llama_cpp_agrees(folder, model, tokenizer, context)
+    with open_huggingface(folder, context) as opened:
+        assert sum("is left out" in note for note in opened.notes) == 1
+    weights = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): it for name, it in weights.items() if not name.startswith("decoder.")}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    assert_there_and_back(folder)
+
+
 def test_modernbert(tmp_path: Path, context: OpenContext) -> None:
     """Windows in two layers of three, with rotations of their own, no norm before the first attention, fused gates; old and new configurations."""
     tokenizer, folder = byte_level(), tmp_path / "model"
