@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed or interrupted, 2 wrong usage. A user's mistake is 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -18,25 +19,47 @@ from ...plugins.manager import PluginWarning, load_plugins
 
 __all__ = ["build_app", "main"]
 
-# Modules by the commands that they add, in the order of the help.
+_COMPLETE = "_QCONV_COMPLETE"  # set by shells that complete a command line
+
+# Modules by the commands that they add, in the order of the help, with what each says first of itself there.
 _MODULES = {
-    "hf_to_gguf": ("hf-to-gguf",),
-    "convert": ("convert",),
-    "quantize": ("quantize",),
-    "split": ("split",),
-    "merge": ("merge",),
-    "metadata": ("metadata",),
-    "diff": ("diff",),
-    "inspect": ("inspect",),
-    "verify": ("verify",),
-    "validate": ("validate",),
-    "perplexity": ("perplexity",),
-    "imatrix": ("imatrix",),
-    "calibrate": ("calibrate",),
-    "generate": ("generate",),
-    "chat": ("chat",),
-    "lists": ("formats", "types", "plugins"),
-    "warmup": ("warmup",),
+    "hf_to_gguf": {
+        "hf-to-gguf": "Convert a Hugging Face folder to GGUF, quantized on the way: one pass, bounded memory, whole or absent."
+    },
+    "convert": {"convert": "Convert a model of any format to any other: one pass, bounded memory, whole or absent."},
+    "quantize": {"quantize": "Quantize a GGUF file: one pass, bounded memory, whole or absent."},
+    "split": {"split": "Cut a GGUF model into parts, named as llama.cpp's: no weight is changed."},
+    "merge": {"merge": "Join the parts of a GGUF model. Every part is checked before a byte is written."},
+    "diff": {
+        "diff": "Compare two models tensor by tensor, the worst first. Exit code 0: the same, 1: different, 2: no comparison was possible."
+    },
+    "inspect": {"inspect": "Show what a model holds: architecture, sizes, types, tokenizer. Reads no weights."},
+    "verify": {
+        "verify": "Compare every byte of a GGUF file with the digests stored in it; finds a single flipped bit."
+    },
+    "validate": {
+        "validate": "Compare a model with its source: tokens, weights, predictions. Exit code 1 where it is not what it should be."
+    },
+    "perplexity": {
+        "perplexity": "Measure the perplexity of texts, as llama.cpp does position for position, and the divergence from a base."
+    },
+    "imatrix": {
+        "imatrix": "Measure how much each input channel of each matrix matters, on texts; merge such measurements; show them."
+    },
+    "calibrate": {
+        "calibrate": "Measure, on texts, the second moments that error feedback needs (qconv quantize --method gptq)."
+    },
+    "generate": {
+        "generate": "Print how a model goes on with a text; the prompt itself is not repeated. Ctrl-C ends it with exit code 1."
+    },
+    "chat": {"chat": "Talk with a model, line by line, from a terminal or a pipe."},
+    "lists": {
+        "formats": "List the file formats and model architectures that can be read and written.",
+        "types": "List the mixtures that --type takes and the encodings that they are made of.",
+        "plugins": "List the plugins, with the hooks that each implements, and why one was left out.",
+    },
+    "warmup": {"warmup": "Compile kernels; once compiled they are kept for this user until qconv changes."},
+    "metadata": {"metadata": "Show or change the metadata of a model file."},
 }
 
 
@@ -48,11 +71,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def build_app(command: str | None = None) -> typer.Typer:
+def build_app(command: str | None = None, *, names_alone: bool = False) -> typer.Typer:
     """Return the application with the built-in commands and those of installed plugins.
 
-    Of the built-in commands only ``command`` is added where it is one: typer reads the options of every command that it is given, which
-    takes a tenth of the time to start.
+    Of the built-in commands only ``command`` is added where it is one, and with ``names_alone`` none but as a name in the help: typer reads the
+    options of every command that it is given, which takes a third of the time to start.
     """
     app = typer.Typer(
         name="qconv",
@@ -70,18 +93,27 @@ def build_app(command: str | None = None) -> typer.Typer:
     ) -> None:
         del version
 
-    asked = [module for module, commands in _MODULES.items() if command in commands]
-    for module in asked or _MODULES:
-        import_module(f".{module}", __package__).register(app)
+    if names_alone:
+        for name, summary in (it for commands in _MODULES.values() for it in commands.items()):
+            app.command(name, help=summary)(_unasked)
+    else:
+        asked = [module for module, commands in _MODULES.items() if command in commands]
+        for module in asked or _MODULES:
+            import_module(f".{module}", __package__).register(app)
     load_plugins().register_commands(app)
     return app
+
+
+def _unasked() -> None:
+    """Stand for a command of which nothing but the name is asked."""
 
 
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _show_warning
+    word = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
-        app = build_app(next((word for word in sys.argv[1:] if not word.startswith("-")), None))
+        app = build_app(word, names_alone=word is None and _COMPLETE not in os.environ)
     except QconvError as error:  # two plugins that contradict each other
         sys.exit(_fail(str(error), 1))
     except KeyboardInterrupt:

@@ -244,6 +244,18 @@ def test_commands_are_found_in_the_modules_that_the_table_names() -> None:
             assert _command_names(app.build_app(name)) == set(commands)
 
 
+def test_the_help_of_names_alone_is_the_help() -> None:
+    from qconv.convert.cli import app
+
+    lists = []
+    for names_alone in (False, True):
+        group = typer.main.get_command(app.build_app(names_alone=names_alone))
+        assert isinstance(group, typer.core.TyperGroup)
+        summaries = {name: (it.help or "").split("\n\n")[0].replace("\n", " ") for name, it in group.commands.items()}
+        lists.append(list(summaries.items()))
+    assert lists[0] == lists[1]
+
+
 def _command_names(app: typer.Typer) -> set[str]:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
