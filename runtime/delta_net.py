@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .configuration import DeltaHeads
-from .convolution import convolve, last_inputs
+from .convolution import convolve, keep_states, start_states
 from .delta_rule import run_delta_rule
 from .elementwise import sigmoid, silu, softplus
 from .layers import DeltaNet
@@ -64,9 +64,9 @@ def _read(
     """Return float32 (rows, value heads * size): what every value head reads of its memory at every position."""
     size, share = heads.size, heads.values // heads.keys
     kernels = layer.kernels.decode(slice(0, layer.kernels.rows))
-    length = kernels.shape[1]
     out = np.empty((len(mixed), heads.values * size), np.float32)
-    states = [_state(run, index, number, heads, length) for number in range(len(run.spans))]
+    channels = (2 * heads.keys + heads.values) * size
+    states = start_states(run, index, (heads.values, size, size), channels, kernels.shape[1])
 
     def follow(task: tuple[int, int]) -> None:
         """Run the value heads that share one key head over one sequence."""
@@ -95,10 +95,7 @@ def _read(
             out[rows, _head(head, size)] = read[place]
 
     run.workers.map(follow, [(number, head) for number in range(len(run.spans)) for head in range(heads.keys)])
-    if run.cache is not None:
-        for number, span in enumerate(run.spans):
-            memory, earlier = states[number]
-            run.cache.remember(index, number, (memory, last_inputs(mixed[span.start : span.stop], earlier)))
+    keep_states(run, index, states, mixed)
     return out
 
 
@@ -112,16 +109,6 @@ def _value_heads(heads: DeltaHeads, key_head: int) -> list[int]:
 
 def _head(number: int, size: int) -> slice:
     return slice(number * size, (number + 1) * size)
-
-
-def _state(run: Run, index: int, number: int, heads: DeltaHeads, length: int) -> tuple[Floats, Floats]:
-    """Return a sequence's memory (value heads, size, size) and the last inputs of the convolution (length - 1, channels), to be written to."""
-    known = None if run.cache is None else run.cache.recall(index, number)
-    if known is not None:
-        memory, earlier = known
-        return memory.copy(), earlier
-    channels = (2 * heads.keys + heads.values) * heads.size
-    return np.zeros((heads.values, heads.size, heads.size), np.float32), np.zeros((length - 1, channels), np.float32)
 
 
 def _unit_length(vectors: Floats) -> None:

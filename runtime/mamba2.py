@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .configuration import StateSpace
-from .convolution import convolve, last_inputs
+from .convolution import convolve, keep_states, start_states
 from .elementwise import rms_norm, silu, softplus
 from .layers import Mamba2
 from .run import Run
@@ -50,7 +50,7 @@ def _read(run: Run, index: int, layer: Mamba2, space: StateSpace, mixed: Floats,
     decay, skip = (matrix.decode(slice(0, space.heads))[:, 0] for matrix in (layer.decay, layer.skip))
     share, size = space.heads // space.groups, space.size
     out = np.empty((len(mixed), space.inner), np.float32)
-    states = [_state(run, index, number, space, kernels.shape[1]) for number in range(len(run.spans))]
+    states = start_states(run, index, (space.heads, size, space.state), space.channels, kernels.shape[1])
 
     def follow(task: tuple[int, int]) -> None:
         """Run the heads of one group over one sequence."""
@@ -71,21 +71,8 @@ def _read(run: Run, index: int, layer: Mamba2, space: StateSpace, mixed: Floats,
         out[rows, group * share * size : (group + 1) * share * size] = read.transpose(1, 0, 2).reshape(-1, share * size)
 
     run.workers.map(follow, [(number, group) for number in range(len(run.spans)) for group in range(space.groups)])
-    if run.cache is not None:
-        for number, span in enumerate(run.spans):
-            memory, earlier = states[number]
-            run.cache.remember(index, number, (memory, last_inputs(mixed[span.start : span.stop], earlier)))
+    keep_states(run, index, states, mixed)
     return out
-
-
-def _state(run: Run, index: int, number: int, space: StateSpace, length: int) -> tuple[Floats, Floats]:
-    """Return a sequence's memory (heads, size, state), to be written to, and the last inputs of the convolution (length - 1, channels)."""
-    known = None if run.cache is None else run.cache.recall(index, number)
-    if known is not None:
-        memory, earlier = known
-        return memory.copy(), earlier
-    memory = np.zeros((space.heads, space.size, space.state), np.float32)
-    return memory, np.zeros((length - 1, space.channels), np.float32)
 
 
 def _gate(run: Run, layer: Mamba2, space: StateSpace, read: Floats, gates: Floats) -> None:

@@ -34,7 +34,7 @@ def test_merges_are_kept(tmp_path: Path) -> None:
     wanted = [" ".join(pair) for pair in contents["model"]["merges"]]
     assert list(get_strings(metadata, "tokenizer.ggml.merges") or ()) == wanted
     tokens = list(get_strings(metadata, "tokenizer.ggml.tokens") or ())
-    types = dict(zip(tokens, metadata["tokenizer.ggml.token_type"].value, strict=True))  # type: ignore[arg-type]
+    types = dict(zip(tokens, metadata["tokenizer.ggml.token_type"].value, strict=True))  # type: ignore[arg-type] # an array
     assert types["<|turn>"] == TokenType.CONTROL
     assert types["<|channel>"] == TokenType.USER_DEFINED, "shown to who reads the answer"
     assert types["<0x0A>"] == TokenType.BYTE
