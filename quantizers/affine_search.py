@@ -36,6 +36,8 @@ AFFINE_SCRATCH = GROUP_SCRATCH + 6 * v.LANES
 """Floats of scratch that :func:`affine_search` takes."""
 
 _HUGE = 3e38
+# a lower bound of zero itself would be a comparison and a mask, where any other is one instruction
+_ROUNDS_TO_ZERO = 1e-30
 _SMALLEST_HALF = 2.0**-24
 # a determinant below this share of its first term is mostly rounding: the codes that count are all alike
 _DEGENERATE = 1e-3
@@ -50,7 +52,7 @@ _OCTAVES = 3
 @inlined
 def affine_code(x: Floats, inverse: Floats, offset: Floats, top: int) -> Floats:
     """Return the code of ``x``: ``x * inverse + offset`` rounded into 0 ... ``top``."""
-    return v.round_even(v.minimum(v.maximum(x * inverse + offset, 0.0), top))
+    return v.round_even(v.minimum(v.maximum(x * inverse + offset, _ROUNDS_TO_ZERO), top))
 
 
 @inlined

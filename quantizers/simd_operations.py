@@ -122,8 +122,35 @@ def _emit_scratch(element: Any) -> Callable[..., Any]:
     return emit
 
 
+_QUARTER = 4  # lanes of 128 bits: shuffles within those, and of whole ones, are single instructions of AVX and AVX-512
 _LOW = [lane for pair in range(LANES // 2) for lane in (pair, LANES + pair)]
 _HIGH = [lane for pair in range(LANES // 2, LANES) for lane in (pair, LANES + pair)]
+_LOW_IN_QUARTERS = [first + lane for first in range(0, LANES, _QUARTER) for lane in (0, LANES, 1, LANES + 1)]
+_HIGH_IN_QUARTERS = [lane + 2 for lane in _LOW_IN_QUARTERS]
+_EVEN_QUARTERS = [first + lane for first in range(0, 2 * LANES, 2 * _QUARTER) for lane in range(_QUARTER)]
+_ODD_QUARTERS = [lane + _QUARTER for lane in _EVEN_QUARTERS]
+
+
+def _both(builder: Any, left: Any, right: Any, masks: tuple[list[int], list[int]]) -> list[Any]:
+    return [builder.shuffle_vector(left, right, lowering.lanes_constant(mask)) for mask in masks]
+
+
+def _transpose_quarters(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose the 4 by 4 lanes of each quarter of four rows: two perfect shuffles."""
+    for _ in range(2):
+        masks = (_LOW_IN_QUARTERS, _HIGH_IN_QUARTERS)
+        rows = _both(builder, rows[0], rows[2], masks) + _both(builder, rows[1], rows[3], masks)
+    return rows
+
+
+def _exchange_quarters(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose the 4 by 4 quarters of four rows."""
+    masks = (_EVEN_QUARTERS, _ODD_QUARTERS)
+    even_low, odd_low = _both(builder, rows[0], rows[1], masks)
+    even_high, odd_high = _both(builder, rows[2], rows[3], masks)
+    first, third = _both(builder, even_low, even_high, masks)
+    second, fourth = _both(builder, odd_low, odd_high, masks)
+    return [first, second, third, fourth]
 
 
 def _emit_transpose(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -137,14 +164,12 @@ def _emit_transpose(context: Any, builder: Any, signature: Any, args: Any) -> An
         loaded.align = 4
         rows.append(loaded)
         index = builder.add(index, source_stride)
-    low, high = lowering.lanes_constant(_LOW), lowering.lanes_constant(_HIGH)
-    for _ in range(4):  # four perfect shuffles of rows i and i + 8 carry a row's number into the lane's
-        rows = [
-            builder.shuffle_vector(rows[row // 2], rows[row // 2 + 8], high if row % 2 else low) for row in range(LANES)
-        ]
+    turned = [_transpose_quarters(builder, rows[first : first + _QUARTER]) for first in range(0, LANES, _QUARTER)]
+    columns = [_exchange_quarters(builder, [four[place] for four in turned]) for place in range(_QUARTER)]
     base = context.make_array(signature.args[3])(context, builder, target).data
     index = offset
-    for row in rows:
+    for column in range(LANES):
+        row = columns[column % _QUARTER][column // _QUARTER]
         builder.store(row, builder.bitcast(builder.gep(base, [index]), vector)).align = 4
         index = builder.add(index, target_stride)
     return context.get_dummy_value()
