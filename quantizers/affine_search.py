@@ -81,8 +81,8 @@ def _fit(scratch: FloatArray, length: int, top: int, inverse: Floats, offset: Fl
 @inlined
 def _real_scales(
     scratch: FloatArray, length: int, top: int, first: float, step: float, tries: int
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the least-squares scale and minimum of each sub-block, and the curvatures of its error along the two.
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return the least-squares scale and minimum of each sub-block, the curvatures of its error along the two, and its sum of w * x.
 
     Candidates of the inverse scale are ``top / range`` and ``(top + first + step * k) / range``.
     """
@@ -131,7 +131,7 @@ def _real_scales(
         minimum = v.select(better, new_minimum, minimum)
         stiffness = v.select(usable, determinant * _reciprocal(sum_w), squares)
         curvature = v.select(better, stiffness, curvature)
-    return scale, minimum, curvature, sum_w
+    return scale, minimum, curvature, sum_w, sum_x
 
 
 @inlined
@@ -147,25 +147,47 @@ def _bounded(value: Floats, top: int) -> Floats:
 
 
 @inlined
-def _common_step(real: Floats, curvature: Floats, largest: int, tries: int, subblocks: int) -> Floats:
-    """Return the float16 number of each super-block that real numbers are best rounded to multiples of.
-
-    Each counts by its ``curvature``. Candidates make the largest number that counts an integer near ``largest``, or a half, a
-    quarter and an eighth of it: a lone large number is met more closely where float16 has more digits.
-    """
+def _largest_that_counts(real: Floats, curvature: Floats, subblocks: int) -> Floats:
     counting = curvature > superblock_max(curvature, subblocks) * _NEGLIGIBLE
-    extreme = superblock_max(v.select(counting, real, 0.0), subblocks)
-    best = v.splat(_HUGE)
-    chosen = v.splat(0)
+    return superblock_max(v.select(counting, real, 0.0), subblocks)
+
+
+@inlined
+def _step_error(step: Floats, real: Floats, curvature: Floats, largest: int, subblocks: int) -> Floats:
+    residual = real - _bounded(v.round_even(real * _reciprocal(step)), largest) * step
+    return superblock_sum(curvature * residual * residual, subblocks)
+
+
+@inlined
+def _common_steps(
+    scale: Floats, scale_curvature: Floats, minimum: Floats, minimum_curvature: Floats, largest: int, subblocks: int
+) -> tuple[Floats, Floats]:
+    """Return the float16 numbers of each super-block that real scales and real minima are best rounded to multiples of.
+
+    Each counts by its curvature. Candidates make the largest number that counts an integer near ``largest``, or a half, a
+    quarter and an eighth of it: a lone large number is met more closely where float16 has more digits. The two searches share
+    a loop because either is one long chain of dependent operations.
+    """
+    tries = min(8, largest // 2)
+    largest_scale = _largest_that_counts(scale, scale_curvature, subblocks)
+    largest_minimum = _largest_that_counts(minimum, minimum_curvature, subblocks)
+    best_scale = v.splat(_HUGE)
+    best_minimum = v.splat(_HUGE)
+    d = v.splat(0)
+    dmin = v.splat(0)
     for k in range(tries + _OCTAVES):
         multiple = largest - k if k < tries else largest >> (k - tries + 1)
-        step = _to_half(extreme * np.float32(1 / multiple))
-        residual = real - _bounded(v.round_even(real * _reciprocal(step)), largest) * step
-        error = superblock_sum(curvature * residual * residual, subblocks)
-        better = error < best
-        best = v.select(better, error, best)
-        chosen = v.select(better, step, chosen)
-    return chosen
+        share = np.float32(1 / multiple)
+        new_d, new_dmin = _to_half(largest_scale * share), _to_half(largest_minimum * share)
+        scale_error = _step_error(new_d, scale, scale_curvature, largest, subblocks)
+        minimum_error = _step_error(new_dmin, minimum, minimum_curvature, largest, subblocks)
+        better = scale_error < best_scale
+        best_scale = v.select(better, scale_error, best_scale)
+        d = v.select(better, new_d, d)
+        better = minimum_error < best_minimum
+        best_minimum = v.select(better, minimum_error, best_minimum)
+        dmin = v.select(better, new_dmin, dmin)
+    return d, dmin
 
 
 @inlined
@@ -199,18 +221,14 @@ def _integer_scales(
     dmin: Floats,
     scale: Floats,
     minimum: Floats,
+    mean: Floats,
 ) -> tuple[Floats, Floats, Floats]:
     """Return the least error and its integers: scales up to ``reach`` steps from the real ``scale``, each with two minima.
 
     The minima are the integers on either side of the one that keeps the mean residual at zero while the codes stay as they are.
+    ``mean`` is the mean weight of each sub-block.
     """
-    sum_w = v.splat(0)
-    sum_x = v.splat(0)
-    for place in range(length):
-        w = v.load(scratch, W + place * v.LANES)
-        sum_w += w
-        sum_x += w * v.load(scratch, X + place * v.LANES)
-    mean_code = (sum_x * _reciprocal(sum_w) + minimum * dmin) * _reciprocal(scale * d)
+    mean_code = (mean + minimum * dmin) * _reciprocal(scale * d)
     slope = mean_code * d * _reciprocal(dmin)
     nearest = v.round_even(scale)
     best = v.splat(_HUGE)
@@ -295,12 +313,20 @@ def affine_search(
         reach: how many integer scales to either side step 2 tries.
     """
     subblocks = SUPERBLOCK // length
-    real_scale, real_minimum, curvature, sum_w = _real_scales(scratch, length, top, first, step, tries)
-    steps = min(8, largest // 2)
-    d = _common_step(real_scale, curvature, largest, steps, subblocks)
-    dmin = _common_step(real_minimum, sum_w, largest, steps, subblocks)
+    real_scale, real_minimum, curvature, sum_w, sum_x = _real_scales(scratch, length, top, first, step, tries)
+    mean = sum_x * _reciprocal(sum_w)
+    d, dmin = _common_steps(real_scale, curvature, real_minimum, sum_w, largest, subblocks)
     error, scale, minimum = _integer_scales(
-        scratch, length, top, largest, reach, d, dmin, real_scale * _reciprocal(d), real_minimum * _reciprocal(dmin)
+        scratch,
+        length,
+        top,
+        largest,
+        reach,
+        d,
+        dmin,
+        real_scale * _reciprocal(d),
+        real_minimum * _reciprocal(dmin),
+        mean,
     )
     total = superblock_sum(error, subblocks)
     for _ in range(refinements):
@@ -315,6 +341,7 @@ def affine_search(
             new_dmin,
             scale * d * _reciprocal(new_d),
             minimum * dmin * _reciprocal(new_dmin),
+            mean,
         )
         new_total = superblock_sum(error, subblocks)
         better = new_total < total
