@@ -299,6 +299,7 @@ def affine_search(
     step: float,
     tries: int,
     refinements: int,
+    first_reach: int,
     reach: int,
 ) -> None:
     """Quantize the group in ``scratch`` and leave the result in its rows ``D`` ... ``OFFSET``.
@@ -310,7 +311,8 @@ def affine_search(
         largest: largest integer scale and minimum.
         first, step, tries: the candidates of step 1 map the range of a sub-block to ``top`` and to ``top + first + step * k``.
         refinements: how often step 3 is taken.
-        reach: how many integer scales to either side step 2 tries.
+        first_reach: how many integer scales to either side step 2 tries.
+        reach: how many step 3 tries.
     """
     subblocks = SUPERBLOCK // length
     real_scale, real_minimum, curvature, sum_w, sum_x = _real_scales(scratch, length, top, first, step, tries)
@@ -321,7 +323,7 @@ def affine_search(
         length,
         top,
         largest,
-        reach,
+        first_reach,
         d,
         dmin,
         real_scale * _reciprocal(d),

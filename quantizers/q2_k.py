@@ -87,6 +87,7 @@ def _encode(
             TRIES[effort],
             REFINEMENTS[effort],
             REACH[effort],
+            REACH[effort],
         )
         _pack(work, out, block * BLOCK_BYTES)
 

@@ -46,8 +46,9 @@ Q5_BYTES, Q5_TOP = 176, 31
 SCALES, FIFTH_BITS = 4, 16
 
 # by effort: candidates of the real scale (their first and step are relative to the largest code), refinements, reach of integer scales
-FIRST, STEP, TRIES = (-2.4, -3.0, -4.0), (0.7, 0.45, 0.3), (5, 9, 18)
-REFINEMENTS, REACH = (0, 1, 2), (1, 1, 2)
+# before and in these
+FIRST, STEP, TRIES = (-2.4, -1.9, -4.0), (0.7, 0.55, 0.3), (5, 6, 18)
+REFINEMENTS, FIRST_REACH, REACH = (0, 1, 2), (1, 0, 2), (1, 1, 2)
 
 
 # --- pack ---
@@ -133,6 +134,7 @@ def _encode(
             STEP[effort],
             TRIES[effort],
             REFINEMENTS[effort],
+            FIRST_REACH[effort],
             REACH[effort],
         )
         for part in range(min(GROUP, count - first)):
