@@ -38,6 +38,7 @@ _LARGEST_HALF = np.float32(65504.0)
 _NEGLIGIBLE = np.float32(1e-12)  # far below the smallest float16: what is smaller decodes to zero whatever the scale
 _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _UNIMPORTANT = np.float32(1e-30)
+_TILES_AHEAD = 2  # that are asked for before their turn: a processor by itself does not look beyond the end of a page
 _ROUNDER = 1.5 * 2**23
 _ROUNDER_BITS = 0x4B400000
 
@@ -77,6 +78,8 @@ def load_tile(rows: FloatArray, block: int, first: int, count: int, padded: Floa
     """
     start = first * block
     if count == LANES:
+        for place in range(0, block * LANES, LANES):
+            v.prefetch(rows, start + _TILES_AHEAD * block * LANES + place)
         for place in range(0, block, LANES):
             v.transpose(rows, start + place, block, tile, place * LANES, LANES)
         return

@@ -83,6 +83,7 @@ __all__ = [
     "minimum",
     "octet_max",
     "octet_sum",
+    "prefetch",
     "round_even",
     "saturating_half",
     "scratch",
@@ -241,6 +242,12 @@ def load_short(array: ByteArray, index: int) -> int:
 def store(array: FloatArray, index: int, value: Floats) -> None: ...
 @overload
 def store(array: IntArray, index: int, value: Ints) -> None: ...
+@_lowered
+def prefetch(array: FloatArray, index: int) -> None:
+    """Ask for the cache line of ``array[index]``, which may lie beyond the end, ahead of its use."""
+    _only_in_kernels()
+
+
 @_lowered
 def store(array: FloatArray | IntArray, index: int, value: Floats | Ints) -> None:
     """Write sixteen lanes to ``array[index : index + 16]``, float32 or int32."""

@@ -72,6 +72,13 @@ def _emit_store(memory: Any, alignment: int) -> Callable[..., Any]:
     return emit
 
 
+def _emit_prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    pointer = lowering.array_pointer(context, builder, signature.args[0], args[0], args[1], lowering.I8)
+    for_reading, into_all_levels, data = lowering.I32(0), lowering.I32(3), lowering.I32(1)
+    lowering.call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, for_reading, into_all_levels, data])
+    return context.get_dummy_value()
+
+
 def _emit_gather(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     element = {types.float32: lowering.F32, types.int32: lowering.I32, types.uint8: lowering.I8}[
         signature.args[0].dtype
@@ -316,6 +323,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "store_bytes": (_store_typer({INTS: [_BYTE]}), _emit_store(_BYTES, 1)),
     "store_shorts": (_store_typer({INTS: [_BYTE]}), _emit_store(_SHORTS, 1)),
     "store_short": (_store_typer({_INT: [_BYTE]}), _emit_store(lowering.I16, 1)),
+    "prefetch": (_array_typer([_FLOAT], types.void), _emit_prefetch),
     "gather_float": (_array_typer([_FLOAT], FLOATS, INTS), _emit_gather),
     "gather_int": (_array_typer([_INT, _BYTE], INTS, INTS), _emit_gather),
     "transpose": (_transpose_typer, _emit_transpose),

@@ -40,6 +40,8 @@ STAGED, X, W, _IMPORTANCE = 0, 512, 1024, 1536
 GROUP_SCRATCH = 2048
 """Floats of scratch that :func:`load_group` takes."""
 
+# super-blocks that are asked for before their turn: a processor by itself does not look beyond the end of a page
+_AHEAD = 4
 # more than a float16 scale, an 8-bit factor and a 6-bit code can express; sums of its fourth powers are float32
 _LARGEST = 3.0e8
 # what a sub-block without importance weighs, so that it is quantized well and counts for nothing beside the others
@@ -80,6 +82,7 @@ def load_group(
     for part in range(length // v.LANES):
         superblock = min(first + part, last)
         for place in range(0, SUPERBLOCK, v.LANES):
+            v.prefetch(rows, (superblock + _AHEAD) * SUPERBLOCK + place)
             x = v.load(rows, superblock * SUPERBLOCK + place)
             x = v.minimum(v.maximum(x, -_LARGEST), _LARGEST)
             v.store(scratch, STAGED + part * SUPERBLOCK + place, x)
