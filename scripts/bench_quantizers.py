@@ -4,7 +4,7 @@
 
 Weights are Student's t with 6 degrees of freedom times 0.02, times log-normal factors of rows (0.25) and columns (0.15); importance is
 exp(1.2 N) per column. Speeds of one core are processor time of the thread, the least of several runs in which the two sides take turns;
-those of all cores are wall time of a thread pool over slices of rows, of as many copies of the weights as take one core a fifth of a second,
+those of all cores are the least wall time of a thread pool over slices of rows, of as many copies of the weights as take one core a fifth of a second,
 and the gain is how many times faster that is than one thread of such a pool. Errors are root mean squares relative to llama.cpp's: plain, and
 weighted by the importance where it is given. ``--figure`` writes STEM.png and STEM.svg.
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BUSY = 0.2
 """Seconds of one core's work that all cores share in a measurement; less would measure how threads start."""
+
+TURN = 0.02
+"""Seconds of each side's turn: a fast encoder is not judged by a single millisecond."""
 
 LARGEST = 1 << 26
 """Weights in it at most."""
@@ -95,15 +98,16 @@ def sample(rows: int, columns: int) -> tuple[FloatArray, FloatArray]:
 def best_times(
     calls: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.thread_time
 ) -> list[float]:
-    """Return the least time of each call; calls take turns, so that a disturbance meets all."""
+    """Return the least time of each call; calls take turns, each for at least ``TURN`` seconds, so that a disturbance meets all alike."""
     for call in calls:
         call()
     best = [float("inf")] * len(calls)
     for _ in range(repeats):
         for place, call in enumerate(calls):
-            start = clock()
-            call()
-            best[place] = min(best[place], clock() - start)
+            began = clock()
+            while (start := clock()) - began < TURN:
+                call()
+                best[place] = min(best[place], clock() - start)
     return best
 
 
