@@ -53,7 +53,9 @@ _INNER = {
 }
 
 
-def native_weights(weights: Mapping[str, Floats], config: Mapping[str, Any], *, older: bool = False) -> dict[str, Floats]:
+def native_weights(
+    weights: Mapping[str, Floats], config: Mapping[str, Any], *, older: bool = False
+) -> dict[str, Floats]:
     """Return a model of transformers (its state by name) under Mistral's names; ``older`` has experts inside of the feed-forward, as Mixtral."""
     found: dict[str, Floats] = {}
     for name, array in weights.items():
@@ -67,7 +69,9 @@ def native_weights(weights: Mapping[str, Floats], config: Mapping[str, Any], *, 
         place = layer + ("feed_forward." if older else "")
         if inner == "mlp.experts.gate_up_proj":
             for expert, matrix in enumerate(array):
-                found[f"{place}experts.{expert}.w1.weight"], found[f"{place}experts.{expert}.w3.weight"] = np.split(matrix, 2)
+                found[f"{place}experts.{expert}.w1.weight"], found[f"{place}experts.{expert}.w3.weight"] = np.split(
+                    matrix, 2
+                )
         elif inner == "mlp.experts.down_proj":
             found |= {f"{place}experts.{expert}.w2.weight": matrix for expert, matrix in enumerate(array)}
         elif inner == "mlp.gate":
@@ -101,7 +105,10 @@ def native_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         "tied_embeddings": config["tie_word_embeddings"],
     }
     if "kv_lora_rank" in config:
-        found |= {key: config[key] for key in ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")}
+        found |= {
+            key: config[key]
+            for key in ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        }
         found["moe"] = {
             "expert_parallel": 1,
             "route_every_n": 1,
@@ -115,7 +122,10 @@ def native_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
             "num_shared_experts": config["n_shared_experts"],
         }
     elif "num_local_experts" in config:
-        found["moe"] = {"num_experts": config["num_local_experts"], "num_experts_per_tok": config["num_experts_per_tok"]}
+        found["moe"] = {
+            "num_experts": config["num_local_experts"],
+            "num_experts_per_tok": config["num_experts_per_tok"],
+        }
     if rope["rope_type"] == "yarn":
         latent = "kv_lora_rank" in config
         found["yarn"] = {
@@ -123,7 +133,8 @@ def native_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
             "factor": rope["factor"],
             "beta": rope.get("beta_fast", 32.0),
             "alpha": rope.get("beta_slow", 1.0),
-            "apply_scale": ("mscale" in rope) == latent,  # latents are scaled by the logits, others are where the two do not cancel
+            "apply_scale": ("mscale" in rope)
+            == latent,  # latents are scaled by the logits, others are where the two do not cancel
         }
     if "llama_4_scaling_beta" in rope:
         original = rope["original_max_position_embeddings"]
@@ -131,7 +142,9 @@ def native_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_native(folder: Path, parameters: Mapping[str, Any], tensors: Mapping[str, Stored], shards: Sequence[str] = SINGLE) -> Path:
+def write_native(
+    folder: Path, parameters: Mapping[str, Any], tensors: Mapping[str, Stored], shards: Sequence[str] = SINGLE
+) -> Path:
     """Write ``params.json`` and the tensors, dealt in turn to the shards, with an index where there are several; return ``folder``."""
     folder.mkdir(exist_ok=True)
     (folder / "params.json").write_text(json.dumps(dict(parameters)))
@@ -182,7 +195,11 @@ def small_model(size: int = 560) -> tuple[dict[str, Any], dict[str, Floats]]:
         "dim": 32, "n_layers": 2, "head_dim": 8, "hidden_dim": 48, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": size,
         "rope_theta": 1e6, "max_position_embeddings": 128,
     }  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (size, 32), "norm.weight": (32,), "output.weight": (size, 32)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_embeddings.weight": (size, 32),
+        "norm.weight": (32,),
+        "output.weight": (size, 32),
+    }
     for layer in range(2):
         for name, shape in {
             "attention.wq": (32, 32), "attention.wk": (16, 32), "attention.wv": (16, 32), "attention.wo": (32, 32), "attention_norm": (32,),
