@@ -219,6 +219,60 @@ def write_small(folder: Path, shards: Sequence[str] = SINGLE, dtype: str = "BF16
     return folder
 
 
+def large_model(size: int = 560) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Return the parameters and weights of a small model of Mistral Large 3's build: latents, a dense layer, experts."""
+    sizes, dense = small_model(size)
+    moe = {
+        "num_experts": 3, "num_experts_per_tok": 2, "expert_hidden_dim": 24, "num_shared_experts": 1, "first_k_dense_replace": 1,
+        "route_every_n": 1, "num_expert_groups": 1, "num_expert_groups_per_tok": 1, "routed_scale": 1.0,
+    }  # fmt: skip
+    sizes |= {
+        "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5, "n_kv_heads": 4, "moe": moe,
+        "yarn": {"factor": 36, "beta": 32, "alpha": 1, "original_max_position_embeddings": 16, "apply_scale": False},
+        "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 16},
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(2):
+        place = f"layers.{layer}."
+        for name, shape in {
+            "attention.wq_a": (12, 32), "attention.q_a_norm": (12,), "attention.wq_b": (40, 12), "attention.wkv_a_with_mqa": (14, 32),
+            "attention.kv_a_norm": (10,), "attention.wkv_b": (44, 10), "attention.wo": (32, 20),
+        }.items():  # fmt: skip
+            shapes[f"{place}{name}.weight"] = shape
+    for owner in ("shared_experts", *(f"experts.{expert}" for expert in range(3))):
+        shapes |= {f"layers.1.{owner}.w{part}.weight": (32, 24) if part == 2 else (24, 32) for part in (1, 2, 3)}
+    shapes["layers.1.gate.weight"] = (3, 32)
+    source = np.random.default_rng(6)
+    kept = {
+        name: it for name, it in dense.items() if ".attention.w" not in name and not name.startswith("layers.1.feed")
+    }
+    return sizes, kept | {name: source.standard_normal(shape).astype("<f4") for name, shape in shapes.items()}
+
+
+def with_float8(tensors: Mapping[str, Stored], scale_shape: tuple[int, ...] = ()) -> dict[str, Stored]:
+    """Return the tensors with random 8-bit floats and their scales for the matrices of the layers, all but the routers."""
+    source = np.random.default_rng(8)
+    found = dict(tensors)
+    for name, (_, shape, _) in tensors.items():
+        if name.startswith("layers.") and len(shape) == 2 and not name.endswith(".gate.weight"):
+            codes = source.integers(0, 0x70, shape, np.uint8)
+            found[name] = ("F8_E4M3", shape, codes.tobytes())
+            stem = name.removesuffix("weight")
+            found[f"{stem}qscale_weight"] = ("F32", scale_shape, np.float32(0.01).tobytes())
+            found[f"{stem}qscale_act"] = ("F32", scale_shape, np.float32(0.5).tobytes())
+    return found
+
+
+def write_large(folder: Path, shards: Sequence[str] = SHARDS, **parameters: Any) -> Path:
+    """Write :func:`large_model` in 8-bit floats with its ``tekken.json``, with changes to its parameters; return ``folder``."""
+    sizes, weights = large_model()
+    sizes |= {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}}
+    settings = {key: value for key, value in (sizes | parameters).items() if value is not None}
+    write_native(folder, settings, with_float8(stored(weights)), shards)
+    (folder / "tekken.json").write_text(json.dumps(tekken()))
+    return folder
+
+
 def write_mistral_folder(source: Path, folder: Path) -> Path:
     """Write the Llama of the Hugging Face folder ``source``, BF16, in native form, with its ``tokenizer.model``; return ``folder``."""
     config = json.loads((source / "config.json").read_text())
