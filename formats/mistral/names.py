@@ -19,7 +19,7 @@ from ...errors import MissingTensorError, UnmappedTensorError
 from ..architectures import Architecture, NameMap
 from ..architectures.base import Dropped, HyperParameter, TensorMap
 
-__all__ = ["check_native_names", "in_native_form", "is_native_name"]
+__all__ = ["check_native_names", "in_native_form"]
 
 _LISTED = 8
 _PERMUTED = "permute_rotary"
@@ -69,11 +69,6 @@ def _measured(parameter: HyperParameter) -> HyperParameter:
         return parameter
     name = _table()["names"][parameter.measured.tensor][0]
     return replace(parameter, measured=replace(parameter.measured, tensor=name))
-
-
-def is_native_name(name: str) -> bool:
-    """Whether a tensor of a checkpoint has one of the names that every model of this form has."""
-    return name == "tok_embeddings.weight" or (name.startswith("layers.") and name.endswith(".attention_norm.weight"))
 
 
 def check_native_names(names: NameMap, path: Path) -> None:

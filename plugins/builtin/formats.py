@@ -16,5 +16,5 @@ def register_formats(register: Callable[[Format], None]) -> None:
     """Add each format package's ``FORMAT``, in the order in which detection tries them."""
     from ...formats import ggml, gguf, huggingface, meta, mistral
 
-    for package in (gguf, mistral, huggingface, meta, ggml):
+    for package in (gguf, huggingface, meta, mistral, ggml):
         register(package.FORMAT)

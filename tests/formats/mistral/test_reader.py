@@ -346,11 +346,16 @@ def chosen(path: Path) -> str:
         return model.format
 
 
+def detecting(path: Path) -> list[str]:
+    return [it.name for it in load_plugins("").registries().formats.values() if it.detect(path)]
+
+
 def test_detection(tmp_path: Path) -> None:
     folder = made.write_small(tmp_path / "model")
     assert chosen(folder) == "mistral"
     (folder / "config.json").write_text('{"model_type": "mistral"}')  # Hugging Face's configuration without its weights
     assert chosen(folder) == "mistral"
+    assert detecting(folder) == ["mistral"]
     shutil.copy(folder / "consolidated.safetensors", folder / "model.safetensors")
     assert not FORMAT.detect(folder)
 
@@ -362,8 +367,7 @@ def test_both_forms_in_one_folder(tmp_path: Path) -> None:
     (folder / "tekken.json").rename(folder / "aside.json")
     (folder / "tokenizer.model").write_bytes(tokenizer_folders.train_sentencepiece("bpe"))
     assert not FORMAT.detect(folder)
-    found = [it.name for it in load_plugins("").registries().formats.values() if it.detect(folder)]
-    assert found == ["huggingface"]
+    assert detecting(folder) == ["huggingface"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dim": 32}', '{"model": {"dim": 32, "n_layers": 2}}'])
@@ -390,6 +394,7 @@ def test_by_the_command_line(tmp_path: Path, cli: Cli) -> None:
     done = cli("convert", folder, tmp_path / "model.gguf", "--type", "q8_0")
     assert done.code == 0, done.err
     assert cli("convert", folder, tmp_path / "same.gguf").code == 0
+    assert cli("hf-to-gguf", folder, "--type", "q8_0", "--dry-run").code == 0
     assert "21 tensors" in cli("diff", folder, tmp_path / "same.gguf").out
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
     words = ("--text", tmp_path / "text.txt", "--context", 64, "--chunks", 2, "--json")
