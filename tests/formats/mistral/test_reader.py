@@ -338,6 +338,19 @@ def test_the_vocabulary_alone(tmp_path: Path, context: OpenContext) -> None:
         assert len(model.metadata["tokenizer.ggml.tokens"].value) == 560  # type: ignore[arg-type]  # a sequence
 
 
+def test_the_same_hugging_face_folder_through_gguf(tmp_path: Path) -> None:
+    """GGUF keeps the configuration and the dtype of the source; tokens and norms come back from it."""
+    folder = made.write_small(tmp_path / "model")
+    qconv.convert_model(folder, tmp_path / "direct", to="huggingface")
+    qconv.convert_model(folder, tmp_path / "model.gguf")
+    qconv.convert_model(tmp_path / "model.gguf", tmp_path / "through", to="huggingface")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "through" / name).read_bytes(), name
+    config = json.loads((tmp_path / "direct" / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["MistralForCausalLM"], "mistral")
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, 5)
+
+
 # --- which reader reads it
 
 
