@@ -14,7 +14,14 @@ __all__ = ["FORMAT", "lay_out_huggingface", "open_huggingface", "prepare_for_hug
 
 def _detect(path: Path) -> bool:
     try:
-        return path.is_dir() and (path / "config.json").is_file() and bool(checkpoint_files(path))
+        if not (path.is_dir() and (path / "config.json").is_file()):
+            return False
+        found = checkpoint_files(path)
+        if all(file.name.startswith("consolidated") for file in found):
+            return (
+                bool(found) and not (path / "params.json").is_file()
+            )  # Mistral's own form, with a configuration beside it
+        return True
     except OSError:
         return False
 

@@ -38,7 +38,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("layers.0.attention.wq.", "tok_embeddings."),
-        "These are Meta's or Mistral's own names: use the checkpoint in Hugging Face's form.",
+        "These are Meta's or Mistral's own names: put the model's params.json beside them and take config.json away, or use Hugging Face's form.",
     ),
     ((".experts.", ".router."), "It has a mixture of experts that this architecture does not have."),
     ((".score.", "score.", "classifier."), "It is a classifier, which predicts no next token."),

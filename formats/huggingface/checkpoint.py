@@ -14,14 +14,14 @@ from ..stored import StoredTensor
 from .json_files import read_json_object
 from .safetensors import read_header
 
-__all__ = ["Checkpoint", "checkpoint_files", "open_checkpoint"]
+__all__ = ["CONSOLIDATED", "Checkpoint", "WeightFiles", "checkpoint_files", "open_checkpoint"]
 
 _LISTED = 8  # names per message
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class WeightFiles:
     """One form of weight files: what they are called, and what reads one of them."""
 
     stem: str
@@ -46,8 +46,12 @@ class _Kind:
         return others or tuple(found)
 
 
-_SAFETENSORS = _Kind("model", ".safetensors", "*.safetensors", lambda file: read_header(file)[0])
-_PICKLES = _Kind("pytorch_model", ".bin", "pytorch_model*.bin", lambda file: read_pickled_checkpoint(file).tensors)
+_SAFETENSORS = WeightFiles("model", ".safetensors", "*.safetensors", lambda file: read_header(file)[0])
+_PICKLES = WeightFiles(
+    "pytorch_model", ".bin", "pytorch_model*.bin", lambda file: read_pickled_checkpoint(file).tensors
+)
+CONSOLIDATED = WeightFiles("consolidated", ".safetensors", "consolidated*.safetensors", _SAFETENSORS.read)
+"""Those of Mistral's own form."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,15 @@ def checkpoint_files(folder: Path) -> tuple[Path, ...]:
     return _SAFETENSORS.files(folder) or _PICKLES.files(folder)
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, kind: WeightFiles | None = None) -> Checkpoint:
     """Open the files of a checkpoint and check them against its index; raises FormatError or MissingFileError.
 
-    As in transformers, safetensors come before ``pytorch_model*.bin``, and a single file (``model.safetensors``) before an index; without either,
-    every file of the kind is read.
+    As in transformers, safetensors come before ``pytorch_model*.bin`` where the caller asks for no ``kind``, and a single file
+    (``model.safetensors``) before an index; without either, every file of the kind is read.
     """
     notes: list[str] = []
-    kind = _PICKLES if _is_pickled(folder) else _SAFETENSORS
+    if kind is None:
+        kind = _PICKLES if _is_pickled(folder) else _SAFETENSORS
     index = folder / kind.index
     weight_map: dict[str, str] | None = None
     if (folder / kind.single).exists():
@@ -135,7 +140,7 @@ def _is_pickled(folder: Path) -> bool:
     return bool(_PICKLES.files(folder)) or (folder / _PICKLES.index).exists()
 
 
-def _read_index(path: Path, kind: _Kind) -> dict[str, str]:
+def _read_index(path: Path, kind: WeightFiles) -> dict[str, str]:
     weight_map = read_json_object(path, "the list of weight files").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("has no weight_map from tensors to files", path=path, remedy="Download it again.")

@@ -155,20 +155,26 @@ def _yarn_in_logits(
     """Return yarn of a family that multiplies attention's logits: cosines and sines have what is left, which must be nothing."""
     share, other = source.parameters.get("mscale_all_dim"), source.parameters.get("mscale")
     equal = finite_number(other) == finite_number(share) is not None
-    if not share or not equal or source.parameters.get("attention_factor") is not None:
-        source.fail(
-            f"yarn has mscale {other!r} and mscale_all_dim {share!r}: GGUF has room for one number, so they must be equal, and not 0, "
-            "and there must be no attention_factor"
-        )
-    metadata = {
+    kept = {
         "rope.scaling.type": string("yarn"),
         "rope.scaling.factor": float32(factor),
         "rope.scaling.original_context_length": uint32(original),
         "rope.scaling.yarn_beta_fast": float32(betas[0]),
         "rope.scaling.yarn_beta_slow": float32(betas[1]),
-        "rope.scaling.yarn_log_multiplier": float32(_YARN_SLOPE * source.number("mscale_all_dim")),
     }
-    return RopeResult(metadata, notes=() if _is_usual(*betas, truncate) else (_betas_note(*betas, truncate),))
+    notes = () if _is_usual(*betas, truncate) else (_betas_note(*betas, truncate),)
+    if (
+        not share and not other and source.parameters.get("attention_factor") == 1
+    ):  # neither logits nor cosines and sines
+        slope = _YARN_SLOPE * math.log(factor) if factor > 1 else 0.0
+        return RopeResult({**kept, "rope.scaling.attn_factor": float32(1.0 / (1.0 + slope))}, notes=notes)
+    if not share or not equal or source.parameters.get("attention_factor") is not None:
+        source.fail(
+            f"yarn has mscale {other!r} and mscale_all_dim {share!r}: GGUF has room for one number, so they must be equal, and not 0, "
+            "and there must be no attention_factor"
+        )
+    multiplier = float32(_YARN_SLOPE * source.number("mscale_all_dim"))
+    return RopeResult({**kept, "rope.scaling.yarn_log_multiplier": multiplier}, notes=notes)
 
 
 def _yarn_divisors(

@@ -76,6 +76,7 @@ def read_tokenizer(
         raise TokenizerError(f"the embedding matrix has {vocab_rows} rows", path=folder)
     found = find_tokenizer_files(folder)
     templates = read_chat_templates(found)
+    given = vocabulary is not None
     if vocabulary is None:
         vocabulary = _read_vocabulary(found, context.pre_tokenizer, ranked=hints.get("model") == RANKED)
     vocabulary = add_tokens(vocabulary, _shown(added_tokens(found), str(hints.get("shown", ""))))
@@ -97,7 +98,7 @@ def read_tokenizer(
         notes.append("no file names a token that ends text, so llama.cpp takes token 11")
     if context.pre_tokenizer not in (None, "default") and vocabulary.model != "gpt2":
         notes.append(f"--pre-tokenizer {context.pre_tokenizer} changes nothing: this is no byte-level BPE")
-    if vocabulary.source.name != "tokenizer.model" and "tokenizer.model" in found.paths:
+    if not given and vocabulary.source.name != "tokenizer.model" and "tokenizer.model" in found.paths:
         notes.append(f"tokenizer.model is no sentencepiece model; {vocabulary.source.name} is used")
     ends = {ids[role] for role in ("bos", "eos", "eot", "eom") if role in ids}
     vocabulary = set_types(vocabulary, dict.fromkeys(ends, TokenType.CONTROL))

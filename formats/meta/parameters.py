@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ...errors import ModelError
 from ..huggingface.configuration import LAYERS_MAX
-from ..huggingface.json_files import finite_number, read_json_object
+from ..huggingface.json_files import read_json_object
+from ..parameters_file import ParametersFile
 
 __all__ = ["Parameters", "read_parameters"]
 
-_INTEGER_MAX = (1 << 31) - 1
 _THETA = 10000.0
 _SMALL_LLAMA_3_2 = (2048, 3072)  # widths of Llama 3.2 1B and 3B, whose rotary positions are stretched further
 _UNSUPPORTED = {
@@ -92,7 +92,7 @@ def read_parameters(path: Path) -> Parameters:
                 path=path,
                 remedy="Use the model's original BF16 checkpoint, or its Hugging Face form.",
             )
-    source = _Source(values, path)
+    source = ParametersFile(values, path)
     hidden, heads = source.integer("dim"), source.integer("n_heads")
     head_dim = source.integer("head_dim", hidden // heads)
     if hidden % heads and "head_dim" not in values:
@@ -121,36 +121,7 @@ def read_parameters(path: Path) -> Parameters:
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    values: Mapping[str, Any]
-    path: Path
-
-    def fail(self, key: str, wanted: str) -> NoReturn:
-        shown = repr(self.values.get(key))
-        shown = shown if len(shown) < 80 else f"{shown[:80]}…"
-        raise ModelError(
-            f"has {key}: {shown}, which must be {wanted}", path=self.path, remedy="Restore the original params.json."
-        )
-
-    def integer(self, key: str, default: int | None = None, limit: int = _INTEGER_MAX) -> int:
-        value = self.values.get(key)
-        value = default if value is None else value
-        number = finite_number(value)
-        if number is None or not number.is_integer() or not 1 <= number <= limit:
-            self.fail(key, f"a whole number from 1 to {limit}")
-        return int(number)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key)
-        value = default if value is None else value
-        number = finite_number(value)
-        if number is None or number <= 0:
-            self.fail(key, "a number above 0")
-        return number
-
-
-def _feed_forward(source: _Source, hidden: int) -> int:
+def _feed_forward(source: ParametersFile, hidden: int) -> int:
     """Return Meta's formula: two thirds of four times the width, perhaps stretched, rounded up to a multiple."""
     if source.values.get("hidden_dim") is not None:  # Mistral's files
         return source.integer("hidden_dim")
@@ -161,7 +132,7 @@ def _feed_forward(source: _Source, hidden: int) -> int:
     return multiple * -(-width // multiple)
 
 
-def _scaling(source: _Source, hidden: int) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+def _scaling(source: ParametersFile, hidden: int) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """Return Llama 3.1's stretching of the rotary positions, where the file asks for it."""
     if source.values.get("use_scaled_rope") in (None, False):
         return None, ()
@@ -183,7 +154,9 @@ def _scaling(source: _Source, hidden: int) -> tuple[Mapping[str, Any] | None, tu
     }, notes
 
 
-def _context(source: _Source, theta: float | None, epsilon: float, stretched: bool) -> tuple[int, tuple[str, ...]]:
+def _context(
+    source: ParametersFile, theta: float | None, epsilon: float, stretched: bool
+) -> tuple[int, tuple[str, ...]]:
     """Return the number of positions, which Meta's files leave to the program, by the model's generation."""
     if source.values.get("max_seq_len") is not None:
         return source.integer("max_seq_len"), ()

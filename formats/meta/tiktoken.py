@@ -1,7 +1,6 @@
 """Llama 3's ``tokenizer.model``: lines of a token in base64 and its rank, as the tiktoken package reads them, as a GGUF vocabulary.
 
-Ids are ranks. tiktoken joins the neighbours whose union has the lowest rank, whichever two tokens they are; GGUF wants the pairs, so each token
-contributes every pair of tokens that it can be divided into, in the order of the ranks. 256 special tokens follow, whose names are not in the file.
+Ids are ranks; merges follow from them (:mod:`..byte_ranks`). 256 special tokens follow, whose names are not in the file.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import binascii
 from pathlib import Path
 
 from ...errors import FormatError, TokenizerError
+from ..byte_ranks import TOKEN_MAX, check_ranks, ranked_merges, token_texts
 from ..huggingface.tokenizer_files import read_bytes
 from ..huggingface.tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
 from ..metadata import string, strings
 
 __all__ = ["is_tiktoken", "tiktoken_vocabulary"]
 
-TOKEN_MAX = 1 << 10  # bytes
-DIVISIONS_MAX = 1 << 24  # over all tokens
 SPECIAL_COUNT = 256
 
 _NAMED = {
@@ -53,11 +51,8 @@ def tiktoken_vocabulary(path: Path, *, later: bool) -> Vocabulary:
     Raises FormatError for a line that is none, TokenizerError for ranks that are no sequence or tokens that are not unique.
     """
     ranks = _ranks(path)
-    alphabet = _byte_alphabet()
-    absent = next((value for value in range(256) if bytes([value]) not in ranks), None)
-    if absent is not None:
-        raise TokenizerError(f"no token is the byte 0x{absent:02x}, so not every text can be written", path=path)
-    texts = {token: "".join(alphabet[value] for value in token) for token in ranks}
+    check_ranks(ranks, path)
+    texts = token_texts(ranks)
     special = _special_names(later)
     count = len(ranks)
     return Vocabulary(
@@ -68,7 +63,7 @@ def tiktoken_vocabulary(path: Path, *, later: bool) -> Vocabulary:
         scores=None,
         metadata={
             "tokenizer.ggml.pre": string("llama-bpe"),
-            "tokenizer.ggml.merges": strings(_merges(ranks, texts, path)),
+            "tokenizer.ggml.merges": strings(ranked_merges(ranks, texts, path)),
         },
         special={"bos": count, "eos": count + 1},
     )
@@ -97,8 +92,6 @@ def _ranks(path: Path) -> dict[bytes, int]:
                 )
             ranks[token] = len(ranks)
         offset += len(line) + 1
-    if sum(map(len, ranks)) > DIVISIONS_MAX:
-        raise TokenizerError("its tokens are longer than those of any model", path=path)
     return ranks
 
 
@@ -107,21 +100,6 @@ def _decoded(word: bytes) -> bytes | None:
         return base64.b64decode(word, validate=True) if word else None
     except binascii.Error:
         return None
-
-
-def _merges(ranks: dict[bytes, int], texts: dict[bytes, str], path: Path) -> list[str]:
-    merges = []
-    for token in ranks:
-        pairs = [
-            (ranks[token[:place]], ranks[token[place:]], place)
-            for place in range(1, len(token))
-            if token[:place] in ranks and token[place:] in ranks
-        ]
-        pairs.sort()
-        merges += [f"{texts[token[:place]]} {texts[token[place:]]}" for _, _, place in pairs]
-    if not merges:
-        raise TokenizerError("no token is made of two others", path=path)
-    return merges
 
 
 def _special_names(later: bool) -> list[str]:
@@ -135,17 +113,3 @@ def _special_names(later: bool) -> list[str]:
             reserved += 1
         names.append(f"<|{name}|>")
     return names
-
-
-def _byte_alphabet() -> list[str]:
-    """Return GPT-2's printable character for every byte: itself where it is one, else the next character from 256 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    alphabet = []
-    shifted = 0
-    for value in range(256):
-        if value in printable:
-            alphabet.append(chr(value))
-        else:
-            alphabet.append(chr(256 + shifted))
-            shifted += 1
-    return alphabet

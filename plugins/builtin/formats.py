@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def register_formats(register: Callable[[Format], None]) -> None:
     """Add each format package's ``FORMAT``, in the order in which detection tries them."""
-    from ...formats import ggml, gguf, huggingface, meta
+    from ...formats import ggml, gguf, huggingface, meta, mistral
 
-    for package in (gguf, huggingface, meta, ggml):
+    for package in (gguf, huggingface, meta, mistral, ggml):
         register(package.FORMAT)

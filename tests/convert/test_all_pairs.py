@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mistral_files import write_mistral_folder
 from run_cli import Cli
 
 import qconv
@@ -16,6 +17,7 @@ from qconv.plugins.manager import load_plugins
 
 FORMATS = load_plugins("").registries().formats
 WRITERS = [it for it in FORMATS.values() if it.lay_out is not None]
+SOURCES = (*(it.name for it in WRITERS), "mistral")
 TEXT = Path(__file__).parents[1] / "helpers" / "prose.txt"
 # ggjt repeats shared heads and has no room for the epsilon of the norms: 5e-6 is assumed where 1e-5 was
 LARGEST_DIVERGENCE = 1e-4
@@ -35,9 +37,9 @@ def digests(path: Path) -> dict[tuple[str, tuple[int, ...]], str]:
 
 @pytest.fixture(scope="module")
 def sources(example_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The example as every writer writes it."""
+    """The example as every writer writes it, and in Mistral's own form."""
     folder = tmp_path_factory.mktemp("sources")
-    found = {}
+    found = {"mistral": write_mistral_folder(example_model, folder / "made-mistral")}
     for writer in WRITERS:
         found[writer.name] = folder / f"made-{writer.name}"
         qconv.convert_model(example_model, found[writer.name], to=writer.name)
@@ -45,7 +47,7 @@ def sources(example_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize("target", WRITERS, ids=lambda it: it.name)
-@pytest.mark.parametrize("source", [it.name for it in WRITERS])
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_pair(
     cli: Cli, source: str, target: Format, sources: dict[str, Path], example_model: Path, tmp_path: Path
 ) -> None:
@@ -78,7 +80,7 @@ def packed(example_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("source", [it.name for it in WRITERS])
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_source_packed(
     cli: Cli,
     source: str,

@@ -17,6 +17,7 @@ from typing import Any
 import ggml_files
 import gguf_files
 import huggingface_folder
+import mistral_files
 import numpy as np
 import packed_floats
 import packed_folders
@@ -333,6 +334,29 @@ def _meta_fixtures() -> list[Fixture]:
     return [Fixture(it | beside, "", (*it, "params.json")) for it in (one, two)]
 
 
+# --- Mistral's own form
+
+
+def mistral_reader(work: Path) -> Reader:
+    fixtures = []
+    for name, shards in (("dense", mistral_files.SINGLE), ("shards", mistral_files.SHARDS)):
+        folder = mistral_files.write_small(work / f"mistral-{name}", shards)
+        fixtures.append(Fixture(_files(folder)))
+    large = _files(mistral_files.write_large(work / "mistral-large"))
+    fixtures.append(Fixture(large, "", tuple(name for name in large if name != "tekken.json")))
+    pieces = _files(_pieces_folder(work / "mistral-pieces"))
+    fixtures.append(Fixture(pieces, "", ("params.json", "tokenizer.model.v3")))
+    return Reader(fixtures, read_model)
+
+
+def _pieces_folder(folder: Path) -> Path:
+    """Write a model whose tokenizer is a sentencepiece model, under the name that tells its version; return ``folder``."""
+    sizes, weights = mistral_files.small_model(500)
+    mistral_files.write_native(folder, sizes, huggingface_folder.stored(weights))
+    (folder / "tokenizer.model.v3").write_bytes(tokenizer_folders.train_sentencepiece("bpe"))
+    return folder
+
+
 # --- ggml
 
 
@@ -450,6 +474,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "huggingface": huggingface_reader,
     "packed": packed_reader,
     "torch": torch_reader,
+    "mistral": mistral_reader,
     "ggml": lambda work: ggml_reader(),
     "imatrix": lambda work: imatrix_reader(),
     "tokenizer": tokenizer_reader,

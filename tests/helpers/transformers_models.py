@@ -71,6 +71,7 @@ LATENT = {
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3,
 }  # fmt: skip
 MISTRAL4 = yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)
+UNSCALED = yarn(original_max_position_embeddings=16, llama_4_scaling_beta=0.3, attention_factor=1.0)
 LLAMA4 = {
     "intermediate_size": 32,
     "intermediate_size_mlp": 96,
@@ -176,6 +177,7 @@ CASES = (
     case("deepseek2-lite", "DeepseekV2ForCausalLM", **LATENT | {"num_hidden_layers": 27}, q_lora_rank=None, routed_scaling_factor=2.5, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
     case("deepseek3", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0),
     case("deepseek3-groups-yarn", "DeepseekV3ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
+    case("deepseek3-unscaled", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0, rope_parameters=yarn(attention_factor=1.0)),
     case("glm4moe-lite", "Glm4MoeLiteForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, routed_scaling_factor=1.8, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     case("glm", "GlmForCausalLM", head_dim=16),
     case("glm4", "Glm4ForCausalLM", head_dim=16),
@@ -215,6 +217,7 @@ CASES = (
     case("mistral3", "Ministral3ForCausalLM", head_dim=32, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3)),
     case("mistral4", "Mistral4ForCausalLM", **LATENT | {"n_shared_experts": 1, "first_k_dense_replace": 0}, q_lora_rank=48, rope_parameters=MISTRAL4),
     case("mistral4-dense-groups", "Mistral4ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.8, tie_word_embeddings=True, rope_parameters=MISTRAL4),
+    case("mistral4-unscaled", "Mistral4ForCausalLM", **LATENT | {"n_shared_experts": 1}, q_lora_rank=48, rope_parameters=UNSCALED),
     # GLM's latents are normalised with 1e-6 in transformers, and with what the configuration says in llama.cpp
     case("deepseek32", "DeepseekV32ForCausalLM", **LATENT | INDEXED | {"n_routed_experts": 8}, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
     case("glm-dsa", "GlmMoeDsaForCausalLM", **LATENT | INDEXED, rms_norm_eps=1e-6),

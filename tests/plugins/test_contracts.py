@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from meta_files import write_meta_folder
+from mistral_files import write_mistral_folder
 
 from qconv.convert.api import convert_model
 from qconv.formats.base import Format, Model, OpenContext
@@ -24,7 +25,11 @@ LARGEST_ERRORS = {"Q8_0": 0.01, "Q6_K": 0.03, "Q5_K": 0.05, "Q4_K": 0.09, "Q3_K"
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The example model in every format that qconv reads."""
-    made = {"huggingface": EXAMPLE, "meta": write_meta_folder(EXAMPLE, tmp_path_factory.mktemp("meta") / "sample")}
+    made = {
+        "huggingface": EXAMPLE,
+        "meta": write_meta_folder(EXAMPLE, tmp_path_factory.mktemp("meta") / "sample"),
+        "mistral": write_mistral_folder(EXAMPLE, tmp_path_factory.mktemp("mistral") / "sample"),
+    }
     for writer in BUILT_IN.formats.values():
         if writer.lay_out is not None and writer.name not in made:
             suffix = writer.suffixes[0] if writer.suffixes else ""

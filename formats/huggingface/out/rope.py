@@ -145,7 +145,8 @@ def _yarn(known: _Known, rope: Rope, factor: float, context: int) -> dict[str, A
         found["mscale"] = found["mscale_all_dim"] = round(10 * known.number("scaling.yarn_log_multiplier", 0.0), 6)
     elif known.has("scaling.attn_factor"):
         slope = 0.1 * math.log(factor) if factor > 1 else 0.0
-        found["attention_factor"] = known.number("scaling.attn_factor", 1.0) * (1.0 + slope)
+        attention = known.number("scaling.attn_factor", 1.0) * (1.0 + slope)
+        found["attention_factor"] = round(attention, 6) if rope.log_multiplier else attention  # there it is 1
     return found
 
 

@@ -1,7 +1,7 @@
 """What a Hugging Face folder says and GGUF's keys cannot: kept on the way in under ``qconv.source.*``, used on the way back.
 
 ================================== ==================================================================================================
-``qconv.source.config``            ``config.json`` to the letter, without ``quantization_config``
+``qconv.source.config``            ``config.json`` to the letter, without ``quantization_config``; of Mistral's own form, what it would be
 ``qconv.source.generation_config`` ``generation_config.json`` to the letter
 ``qconv.source.tokenizer_config``  ``tokenizer_config.json`` without templates and added tokens, which have keys of their own
 ``qconv.source.tokenizer``         ``tokenizer.json`` without vocabulary, merges and whatever of the added tokens the metadata have

@@ -259,7 +259,7 @@ def test_shards_of_different_models(tmp_path: Path) -> None:
         ({"dim": 32}, QconvError, "16 of 32 rows"),
         ({"dim": 8}, ShapeError, "has 16 rows in each of 1 shards, and params.json gives 8"),
         ({"dim": "16"}, ModelError, "dim: '16', which must be a whole number"),
-        ({"dim": None}, ModelError, "dim: None"),
+        ({"dim": None}, ModelError, "lacks dim"),
         ({"n_heads": 3}, ModelError, "n_heads: 3, which must be a divisor of dim, 16"),
         ({"n_kv_heads": 3}, ModelError, "n_kv_heads: 3, which must be a divisor of n_heads, 8"),
         ({"n_kv_heads": 2}, ShapeError, r"attention.wk.weight: has shape 8 × 16 in 1 shards, .* params.json gives \(4, 16\)"),

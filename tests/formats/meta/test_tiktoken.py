@@ -10,6 +10,7 @@ from qconv_encodings import ENCODINGS
 
 from qconv.errors import FormatError, QconvError, TokenizerError
 from qconv.formats.base import OpenContext
+from qconv.formats.byte_ranks import byte_alphabet
 from qconv.formats.gguf import open_gguf
 from qconv.formats.meta.tiktoken import is_tiktoken, tiktoken_vocabulary
 
@@ -87,9 +88,7 @@ def test_llama_3(path: Path, shared: Path) -> None:
     with open_gguf(shared / "fixtures" / "vocab" / "ggml-vocab-llama-bpe.gguf", context) as model:
         tokens = list(model.metadata["tokenizer.ggml.tokens"].value)  # type: ignore[arg-type]  # a sequence
         merges = list(model.metadata["tokenizer.ggml.merges"].value)  # type: ignore[arg-type]  # a sequence
-    from qconv.formats.meta.tiktoken import _byte_alphabet
-
-    values = {character: value for value, character in enumerate(_byte_alphabet())}
+    values = {character: value for value, character in enumerate(byte_alphabet())}
     ranks = [bytes(values[character] for character in token) for token in tokens[:128_000]]
     path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
     found = tiktoken_vocabulary(path, later=False)
