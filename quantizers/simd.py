@@ -79,6 +79,7 @@ __all__ = [
     "load_signed_bytes",
     "load_words",
     "logical_shift",
+    "lookup",
     "maximum",
     "minimum",
     "octet_max",
@@ -269,6 +270,12 @@ def store_shorts(array: ByteArray, index: int, value: Ints) -> None:
 @_lowered
 def store_short(array: ByteArray, index: int, value: Whole) -> None:
     """Write the low 16 bits of a scalar, little-endian, to the two bytes from ``index``."""
+    _only_in_kernels()
+
+
+@_lowered
+def lookup(table: FloatArray, index: Ints) -> Floats:
+    """Return ``table[index & 15]`` of the first sixteen elements of a float32 array, without a gather where the CPU permutes registers."""
     _only_in_kernels()
 
 

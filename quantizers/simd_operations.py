@@ -16,6 +16,7 @@ from .simd_types import FLOATS, INTS, LLVM, MASK, Vector
 __all__ = ["OPERATIONS"]
 
 _NATIVE_HALVES = lowering.host_converts_halves()
+_PERMUTES = lowering.host_permutes()
 _LARGEST_HALF = 65504.0
 
 
@@ -100,6 +101,32 @@ def _emit_gather(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return lowering.call_llvm(
         builder, name, result, [pointers, lowering.I32(4), everywhere, ir.Constant(result, ir.Undefined)]
     )
+
+
+def _emit_lookup(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    index = args[1]
+    if _PERMUTES is None:
+        index = builder.and_(index, lowering.lanes_constant([LANES - 1] * LANES))
+        return _emit_gather(context, builder, signature, (args[0], index))
+    base = context.make_array(signature.args[0])(context, builder, args[0]).data
+    if _PERMUTES == "avx512f":
+        return _permuted(builder, "llvm.x86.avx512.permvar.sf.512", base, 0, LANES, index)
+    half = LANES // 2  # such a permutation takes the three lowest bits of the index; the fourth tells which half of the table is meant
+    picked = []
+    for first in (0, half):
+        lanes = lowering.lanes_constant(range(first, first + half))
+        part = builder.shuffle_vector(index, ir.Constant(index.type, ir.Undefined), lanes)
+        lower, upper = (_permuted(builder, "llvm.x86.avx2.permps", base, start, half, part) for start in (0, half))
+        fourth_bit = builder.shl(part, lowering.lanes_constant([28] * half))
+        picked.append(builder.select(builder.icmp_signed("<", fourth_bit, ir.Constant(part.type, None)), upper, lower))
+    return builder.shuffle_vector(*picked, lowering.lanes_constant(range(LANES)))
+
+
+def _permuted(builder: Any, name: str, base: Any, start: int, lanes: int, index: Any) -> Any:
+    kind = ir.VectorType(lowering.F32, lanes)
+    table = builder.load(builder.bitcast(builder.gep(base, [lowering.I64(start)]), kind.as_pointer()))
+    table.align = 4
+    return lowering.call_llvm(builder, name, kind, [table, index])
 
 
 _CACHE_LINE, _ELEMENT_BYTES = 64, 4
@@ -324,6 +351,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "store_shorts": (_store_typer({INTS: [_BYTE]}), _emit_store(_SHORTS, 1)),
     "store_short": (_store_typer({_INT: [_BYTE]}), _emit_store(lowering.I16, 1)),
     "prefetch": (_array_typer([_FLOAT], types.void), _emit_prefetch),
+    "lookup": (_array_typer([_FLOAT], FLOATS, INTS), _emit_lookup),
     "gather_float": (_array_typer([_FLOAT], FLOATS, INTS), _emit_gather),
     "gather_int": (_array_typer([_INT, _BYTE], INTS, INTS), _emit_gather),
     "transpose": (_transpose_typer, _emit_transpose),

@@ -233,6 +233,15 @@ def host_converts_halves() -> bool:
     return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
 
 
+def host_permutes() -> str | None:
+    """Return ``"avx512f"`` or ``"avx2"`` where the CPU that numba compiles for permutes the lanes of registers, else None."""
+    chosen = numba.config.CPU_FEATURES or "" if numba.config.CPU_NAME or numba.config.CPU_FEATURES else None
+    for feature in ("avx512f", "avx2"):
+        if f"+{feature}" in chosen if chosen is not None else llvmlite.binding.get_host_cpu_features().get(feature, False):
+            return feature
+    return None
+
+
 def _constant_like(value: Any, number: int) -> Any:
     """Return the i32 constant ``number`` with the shape (scalar or vector) of ``value``."""
     if isinstance(value.type, ir.VectorType):
