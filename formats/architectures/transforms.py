@@ -33,6 +33,7 @@ name                             Hugging Face → GGUF                          
 ``split_latent``                 (heads * (key + value), rank) to (heads, rank, key) and       heads, key, value joined
                                  (heads, value, rank)
 ``squeeze_kernels``              (channels, 1, length) to (channels, length)                   —                 (channels, 1, length)
+``wrap_kernels``                 (channels, 1, length) to (1, channels, 1, length)             —                 (channels, 1, length)
 ``tile_heads``                   value heads, rows behind the ``first``, from one group per    first, heads,     groups
                                  key head to groups in turn                                    groups
 ``tile_columns``                 the same of columns                                           heads, groups     groups
@@ -84,6 +85,8 @@ from .value_heads import (
     unsqueeze_kernels,
     untile_columns,
     untile_heads,
+    unwrap_kernels,
+    wrap_kernels,
 )
 
 __all__ = ["TRANSFORMS", "Transform", "constant", "permute_rotary", "same_encoding", "unpermute_rotary"]
@@ -142,6 +145,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "split_attention": Transform(split_attention, join_attention, ("heads", "kv_heads")),
         "split_latent": Transform(split_latent, join_latent, ("heads", "key", "value")),
         "squeeze_kernels": Transform(each(squeeze_kernels), each(unsqueeze_kernels)),
+        "wrap_kernels": Transform(each(wrap_kernels), each(unwrap_kernels)),
         "tile_heads": Transform(each(tile_heads), each(untile_heads), ("first", "heads", "groups")),
         "tile_columns": Transform(each(tile_columns), each(untile_columns), ("heads", "groups")),
         "tile_kernels": Transform(

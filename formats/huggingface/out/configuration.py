@@ -14,6 +14,7 @@ from ...architectures.names import fill_name
 from ...base import Model
 from ...metadata import Field
 from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
+from ..nested import has_key, set_key
 from ..per_layer import layer_configuration, with_full_layer_keys
 from ..rope import read_rope
 from .family import Family
@@ -74,11 +75,11 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
         "model_type": architecture.model_types[0],
     }
     for parameter in architecture.hyper_parameters:
-        if parameter.config and parameter.type != "presence":
-            found.setdefault(parameter.config[0], _value(parameter, values))
+        if parameter.config and parameter.type != "presence" and not has_key(found, parameter.config[0]):
+            set_key(found, parameter.config[0], _value(parameter, values))
     for check in architecture.checks:
-        if check.holds is None and (check.config not in found or check.at_least is not None):
-            found[check.config] = _checked(check, values)
+        if check.holds is None and (not has_key(found, check.config) or check.at_least is not None):
+            set_key(found, check.config, _checked(check, values))
     for entry, layer in family.entries:
         if fill_name(entry.gguf[0], layer) in model.tensors:
             found |= entry.configuration
@@ -207,8 +208,7 @@ def _differs(parameter: HyperParameter, family: Family, expected: Values) -> boo
 
 def _set(config: dict[str, Any], parameter: HyperParameter, value: object) -> None:
     """Set a hyper-parameter under the key that the configuration uses."""
-    key = next((key for key in parameter.config if key in config), parameter.config[0])
-    config[key] = value
+    set_key(config, next((key for key in parameter.config if has_key(config, key)), parameter.config[0]), value)
 
 
 def _correct_rope(
