@@ -175,7 +175,10 @@ def _layer_parameter(name: str, value: object, where: str, path: Path | None) ->
         default=_expression(fields, "default"),
         recovered=_optional_expression(fields, "recovered"),
         quantile=fields.flag("quantile", False),
+        numbered=MappingProxyType(dict(fields.object("numbered"))),
     )
+    if not all(type(number) is int for number in found.numbered.values()):
+        fields.fail("has 'numbered' whose values must be whole numbers")
     fields.finish()
     return found
 

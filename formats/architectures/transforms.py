@@ -40,6 +40,7 @@ name                             Hugging Face → GGUF                          
 ``tile_kernels``                 ``squeeze_kernels``, then ``tile_heads``                      first, heads,     the two undone
                                                                                                groups
 ``tile_decay``                   -exp in float32, heads as by ``tile_heads``; F32              heads, groups     log(-x)
+``decay_column``                 -exp in float32 of (1, 1, heads, 1); F32                      heads             log(-x)
 ``split_key_groups``             one group per key head (queries, keys, values, gates) to all  heads, groups,    groups
                                  queries, keys, values; and all gates                          key, value
 ================================ ============================================================= ================= ======================
@@ -52,7 +53,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..base import Tensor
-from .elementwise import Decay, Shift, computed
+from .elementwise import Decay, Shift, computed, decay_column, undecay_column
 from .fused import join_attention, split_attention
 from .lazy import Apply, constant, each, same_encoding
 from .matrices import interleave_columns, join_latent, separate_columns, split_latent, transpose
@@ -158,6 +159,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
             each(computed(lambda sizes: Decay(sizes["heads"], sizes["groups"], backwards=True))),
             ("heads", "groups"),
         ),
+        "decay_column": Transform(each(decay_column), each(undecay_column), ("heads",)),
         "split_key_groups": Transform(split_key_groups, join_key_groups, ("heads", "groups", "key", "value")),
     }
 )

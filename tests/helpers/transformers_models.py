@@ -101,6 +101,11 @@ GLM5_NEXT = {
     "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "swiglu_limit": 0.7,
     "index_n_heads": 16, "index_head_dim": 64, "index_topk": 16, "index_kpool": 4,
 }  # fmt: skip
+KIMI_LINEAR = {
+    "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "linear_num_heads": 4, "linear_head_dim": 16,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 5, "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-6,
+}  # fmt: skip
 _L, _I = "linear_attention", "indexed_attention"
 GLM5_NEXT_LAYERS = {
     "num_hidden_layers": 5, "layer_types": [_L, _L, _I, _L, _I], "mlp_layer_types": ["dense"] + ["sparse"] * 4, "first_k_dense_replace": 1,
@@ -235,6 +240,9 @@ CASES = (
     case("glm-dsa-shared", "GlmMoeDsaForCausalLM", **LATENT | INDEXED | {"num_hidden_layers": 5}, indexer_types=["full", "shared", "full", "shared", "shared"], tie_word_embeddings=True, rms_norm_eps=1e-6),
     case("glm5-next", "Glm5NextForConditionalGeneration", **GLM5_NEXT, **GLM5_NEXT_LAYERS),
     case("glm5-next-shared", "Glm5NextForConditionalGeneration", **GLM5_NEXT | {"n_routed_experts": 8, "index_topk": 6, "index_kpool": 3}, **GLM5_NEXT_SHARED, n_group=4, topk_group=2, norm_topk_prob=False, linear_conv_kernel_dim=3, linear_lower_bound=-2.0, hc_sinkhorn_iters=3, hc_eps=1e-3),
+    # as GLM's, Kimi's latents are normalised with 1e-6 in transformers
+    case("kimi-linear", "KimiLinearForCausalLM", **KIMI_LINEAR),
+    case("kimi-linear-groups", "KimiLinearForCausalLM", **KIMI_LINEAR | {"num_local_experts": 8}, n_group=4, topk_group=2, linear_conv_kernel_dim=3, layer_types=["full_attention", "linear_attention"] * 2 + ["full_attention"]),
     case("llama4", "Llama4ForCausalLM", **LLAMA4, rope_parameters=LLAMA3 | {"high_freq_factor": 1.0}),
     case("llama4-interleaved", "Llama4ForCausalLM", **LLAMA4 | {"intermediate_size": 16, "num_local_experts": 128, "num_experts_per_tok": 3}, interleave_moe_layer_step=2, use_qk_norm=False, tie_word_embeddings=True),
     case("llama4-yarn", "Llama4ForCausalLM", **LLAMA4, rope_parameters=yarn()),

@@ -15,7 +15,7 @@ from ...base import Model
 from ...metadata import Field
 from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
 from ..nested import has_key, set_key
-from ..per_layer import layer_configuration, with_full_layer_keys
+from ..per_layer import layer_configuration, numbered_layers, with_full_layer_keys
 from ..rope import read_rope
 from .family import Family
 from .rope import ROPE_KEYS, rebuild_rope
@@ -88,6 +88,8 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
     types = layer_types(architecture, values)
     found |= {"layer_types": types} if types is not None else {}
     found |= layer_configuration(architecture, values)
+    for key, layers in _numbered(architecture, values).items():
+        set_key(found, key, layers)
     found |= rebuild_rope(architecture, values, model.metadata, model.tensors)
     found |= special_ids(model.metadata)
     return found
@@ -170,7 +172,21 @@ def _correct_layers(
             key = next((key for key in parameter.config if key in config), parameter.config[0])
             config[key] = lists[parameter.config[0]]
             changed.add(key)
+            for other, layers in _numbered(architecture, family.values).items():
+                if other in parameter.numbered:
+                    set_key(config, other, layers)
+                    changed.add(other)
     return changed
+
+
+def _numbered(architecture: Architecture, values: Values) -> dict[str, list[int]]:
+    """Return the lists that name layers by their numbers."""
+    found: dict[str, list[int]] = {}
+    for parameter in architecture.per_layer:
+        own = values.get(parameter.name)
+        if isinstance(own, tuple):
+            found |= numbered_layers(parameter, own)
+    return found
 
 
 def _flattened(original: Mapping[str, Any], architecture: Architecture) -> tuple[dict[str, Any], set[str]]:

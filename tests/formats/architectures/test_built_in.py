@@ -19,6 +19,7 @@ ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lamb
 _LATER = re.compile(
     r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|backbone\.layers\.#\.mixer\.experts\.\{expert\}\..*|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
     r"|model\.altup_(unembed_)?projections\.0\.weight|.*\.hc_(attn|ffn)_(fn|base|scale)|.*\.indexer\.index_kpool_compress_(gate|ape)"
+    r"|model\.layers\.#\.block_sparse_moe\.(gate|up|down)_proj\.weight"
 )
 
 _OTHER_STEMS = {
