@@ -15,7 +15,7 @@ import numpy as np
 
 from ..formats.architectures.lazy import F32, as_bytes
 from ..formats.base import Tensor
-from ..runtime.layers import Attention, DeltaNet, Dense, Experts, LatentAttention, Mamba2, Norm
+from ..runtime.layers import Attention, DeltaNet, Dense, Experts, KimiDelta, LatentAttention, Mamba2, Norm
 from ..runtime.network import Network
 from ..runtime.weights import Linear, Matrix, Vector
 
@@ -95,11 +95,10 @@ def _givers(giver: Norm | Linear) -> tuple[Vector | Matrix, ...]:
     return tuple(it for it in (first, giver.bias) if it is not None)
 
 
-def _reading(attention: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[Linear, ...]:
+def _reading(attention: Attention | LatentAttention | DeltaNet | KimiDelta | Mamba2) -> tuple[Linear, ...]:
     """Return the matrices that read an attention's input."""
-    if isinstance(attention, LatentAttention):
-        chooser = () if attention.indexer is None else (attention.indexer.key, attention.indexer.weights)
-        return (attention.query if attention.query_down is None else attention.query_down, attention.down, *chooser)
+    if isinstance(attention, LatentAttention | KimiDelta):
+        return attention.entering
     if isinstance(attention, DeltaNet):
         return (attention.mixed, attention.gate, *attention.rates)
     if isinstance(attention, Mamba2):

@@ -36,7 +36,7 @@ _LEFT_OUT: Final = (
     "altup_predict_coef.weight",
     "altup_correct_coef.weight",
 )
-_KERNELS: Final = "ssm_conv1d.weight"  # of single channels: no matrix that meets a vector
+_KERNELS: Final = ".ssm_conv1d"  # of single channels: no matrix that meets a vector
 _WEIGHT: Final = ".weight"
 _SIZES: Final = (128, 64, 32)  # groups that runtimes take
 
@@ -103,7 +103,10 @@ def packed_subject(model: Model, context: OpenContext) -> PackedSubject:
             for template in entry.hf:
                 name = recorded.stored_name(fill_name(template, layer, expert))
                 tensor = prepared.tensors[name]
-                if len(tensor.shape) < 2:
+                own = len(tensor.shape) == 2 and not name.endswith(
+                    _WEIGHT
+                )  # a parameter of no module that could be packed
+                if len(tensor.shape) < 2 or own:
                     continue
                 if len(tensor.shape) > 2 or not name.endswith(_WEIGHT):
                     raise ModelError(
@@ -143,7 +146,7 @@ def check_sizes(subject: PackedSubject, grid: Grid) -> None:
 
 
 def _is_matrix(name: str) -> bool:
-    return name.endswith(_WEIGHT) and "norm" not in name and not name.endswith(_KERNELS)
+    return name.endswith(_WEIGHT) and "norm" not in name and _KERNELS not in name
 
 
 def expert_by_expert(model: Model, context: OpenContext) -> Model:

@@ -11,9 +11,11 @@ from .alternating import correct_streams, learned_residual, predict_streams
 from .delta_net import delta_net
 from .elementwise import sigmoid
 from .feed_forward import dense, mixture, sparse_dense
+from .hyper_connections import mix_streams, spread_result
+from .kimi_delta import kimi_delta
 from .latent_attention import latent_attention
 from .layer_inputs import layer_addition
-from .layers import Alternating, Beside, Block, DeltaNet, Experts, LatentAttention, Mamba2, Norm
+from .layers import Alternating, Beside, Block, DeltaNet, Experts, KimiDelta, LatentAttention, Mamba2, Norm
 from .mamba2 import mamba2
 from .norms import norm_function
 from .run import Run
@@ -46,6 +48,12 @@ def run_block(run: Run, block: Block, hidden: Floats) -> None:
 def run_attention(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's attention to the residual stream, in place. Not for parallel blocks, whose feed-forward reads the same stream."""
     assert block.attention is not None
+    if block.connections is not None:
+        mixed, writing, passing = mix_streams(run, block.connections[0], hidden)
+        result = _attention(run, block, _normalised(run, block.attention.norm, mixed))
+        spread_result(result, writing, passing, hidden)
+        run.passed(0.5)
+        return
     inputs = _normalised(run, block.attention.norm, hidden)
     _add(run, block.attention.after, _attention(run, block, inputs), hidden)
     run.passed(0.5)
@@ -53,6 +61,12 @@ def run_attention(run: Run, block: Block, hidden: Floats) -> None:
 
 def run_feed_forward(run: Run, block: Block, hidden: Floats) -> None:
     """Add a block's feed-forward to the residual stream, in place. Not for parallel blocks."""
+    if block.connections is not None:
+        mixed, writing, passing = mix_streams(run, block.connections[1], hidden)
+        result = _feed_forward(run, block, _normalised(run, block.feed_forward_norm, mixed), mixed)
+        spread_result(result, writing, passing, hidden)
+        run.passed(0.5)
+        return
     inputs = _normalised(run, block.feed_forward_norm, hidden)
     _add(run, block.after, _feed_forward(run, block, inputs, hidden), hidden)
     if block.layer_input is not None:
@@ -100,6 +114,8 @@ def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
         return latent_attention(run, block.index, block.attention, inputs)
     if isinstance(block.attention, DeltaNet):
         return delta_net(run, block.index, block.attention, inputs)
+    if isinstance(block.attention, KimiDelta):
+        return kimi_delta(run, block.index, block.attention, inputs)
     if isinstance(block.attention, Mamba2):
         return mamba2(run, block.index, block.attention, inputs)
     assert block.attention is not None
@@ -108,19 +124,23 @@ def _attention(run: Run, block: Block, inputs: Floats) -> Floats:
 
 def _feed_forward(run: Run, block: Block, inputs: Floats, hidden: Floats) -> Floats:
     """Return what a feed-forward makes of its normalised ``inputs``; ``hidden`` is the residual stream that they come from."""
-    layer, activation = block.feed_forward, run.configuration.facts.activation
+    layer, activation, limit = (
+        block.feed_forward,
+        run.configuration.facts.activation,
+        run.configuration.activation_limit,
+    )
     assert layer is not None
     if not isinstance(layer, Experts):
         share = run.configuration.layer_sparsity(block.index)
         if share:
             return sparse_dense(run.workers, layer, activation, share, inputs, run.hooks)
-        return dense(run.workers, layer, activation, inputs, run.hooks)
+        return dense(run.workers, layer, activation, inputs, run.hooks, limit=limit)
     assert run.configuration.routing is not None
     if layer.beside is not None:
         return _experts_beside(run, layer, layer.beside, inputs, hidden)
-    result = mixture(run.workers, layer, run.configuration.routing, activation, inputs, run.hooks)
+    result = mixture(run.workers, layer, run.configuration.routing, activation, inputs, run.hooks, limit=limit)
     if layer.shared is not None:
-        always = dense(run.workers, layer.shared, activation, inputs, run.hooks)
+        always = dense(run.workers, layer.shared, activation, inputs, run.hooks, limit=limit)
         if layer.shared_gate is not None:
             gate = product(run.workers, inputs, layer.shared_gate)
             run.hooks.report(layer.shared_gate.matrix.name, gate)

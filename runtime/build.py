@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.architectures import TRANSFORMS
 from .build_feed_forward import build_feed_forward
-from .build_recurrent import build_delta_net, build_mamba2
+from .build_recurrent import build_delta_net, build_kimi_delta, build_mamba2
 from .configuration import Latent
 from .layers import (
     Alternating,
@@ -12,7 +12,9 @@ from .layers import (
     Block,
     DeltaNet,
     HeadNorm,
+    HyperConnection,
     Indexer,
+    KimiDelta,
     LatentAttention,
     LayerInput,
     Mamba2,
@@ -39,11 +41,16 @@ def build_block(place: Place, index: int) -> Block:
         _layer_input(place, prefix),
         place.vector(prefix + "layer_output_scale.weight", 1),
         _alternating(place, prefix),
+        _connections(place, prefix),
     )
 
 
-def _token_mixer(place: Place, prefix: str, index: int) -> Attention | LatentAttention | DeltaNet | Mamba2 | None:
+def _token_mixer(
+    place: Place, prefix: str, index: int
+) -> Attention | LatentAttention | DeltaNet | KimiDelta | Mamba2 | None:
     """Return what lets positions see each other; linear attention and state spaces show in their tensors. None for a block that is a feed-forward alone."""
+    if place.configuration.kimi_heads is not None and f"{prefix}ssm_f_a.weight" in place.model.tensors:
+        return build_kimi_delta(place, prefix, place.configuration.kimi_heads, _after_attention(place, prefix))
     if place.configuration.latent is not None:
         return _latent_attention(place, prefix, index)
     if place.configuration.delta_heads is not None and f"{prefix}ssm_conv1d.weight" in place.model.tensors:
@@ -76,6 +83,22 @@ def _alternating(place: Place, prefix: str) -> Alternating | None:
         left=place.linear(prefix + "laurel_l", right.matrix.columns, hidden),
         right=right,
         learned_after=place.norm(prefix + "laurel_post_norm", hidden),
+    )
+
+
+def _connections(place: Place, prefix: str) -> tuple[HyperConnection, HyperConnection] | None:
+    if place.configuration.stream_mixing is None:
+        return None
+    return _connection(place, f"{prefix}hc_attn"), _connection(place, f"{prefix}hc_ffn")
+
+
+def _connection(place: Place, name: str) -> HyperConnection:
+    streams = place.configuration.streams
+    count = 2 * streams + streams * streams
+    return HyperConnection(
+        place.linear(f"{name}_fn", count, streams * place.configuration.hidden),
+        Vector(place.tensor(f"{name}_base.weight", (count,)), 0, count),
+        Vector(place.tensor(f"{name}_scale.weight", (3,)), 0, 3),
     )
 
 
@@ -132,10 +155,9 @@ def _attention(place: Place, prefix: str, index: int) -> Attention:
 
 
 def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
-    configuration, latent, rope = place.configuration, place.configuration.latent, place.configuration.rope
+    configuration, latent = place.configuration, place.configuration.latent
     assert latent is not None
-    assert rope is not None
-    hidden, heads, plain = configuration.hidden, configuration.heads, latent.key_size - rope.dimensions
+    hidden, heads, plain = configuration.hidden, configuration.heads, latent.key_size - latent.shared
     query_down, query_norm, query_columns, query_name = None, None, hidden, "attn_q"
     if f"{prefix}attn_q_a.weight" in place.model.tensors:
         query_columns, query_name = place.model.tensors[f"{prefix}attn_q_a.weight"].shape[0], "attn_q_b"
@@ -147,7 +169,7 @@ def _latent_attention(place: Place, prefix: str, index: int) -> LatentAttention:
         query_down=query_down,
         query_down_norm=query_norm,
         query=place.linear(prefix + query_name, heads * latent.key_size, query_columns),
-        down=place.linear(prefix + "attn_kv_a_mqa", latent.rank + rope.dimensions, hidden),
+        down=place.linear(prefix + "attn_kv_a_mqa", latent.rank + latent.shared, hidden),
         latent_norm=place.norm(prefix + "attn_kv_a_norm", latent.rank),
         keys=keys,
         values=values,
@@ -163,11 +185,15 @@ def _indexer(place: Place, prefix: str, query_columns: int, index: int) -> Index
     sparse, hidden = place.configuration.sparse, place.configuration.hidden
     if sparse is None or (index and f"{prefix}indexer.attn_k.weight" not in place.model.tensors):
         return None
+    pooled = sparse.pool > 1
+    places = place.tensor(f"{prefix}indexer_compressor_ape.weight", (sparse.pool, sparse.size)) if pooled else None
     return Indexer(
         query=place.linear(prefix + "indexer.attn_q_b", sparse.heads * sparse.size, query_columns),
         key=place.linear(prefix + "indexer.attn_k", sparse.size, hidden),
         key_norm=place.norm(prefix + "indexer.k_norm", sparse.size),
         weights=place.linear(prefix + "indexer.proj", sparse.heads, hidden),
+        gate=place.linear(f"{prefix}indexer_compressor_gate", sparse.size, hidden) if pooled else None,
+        place_gate=None if places is None else Matrix(places, 0, sparse.pool),
     )
 
 

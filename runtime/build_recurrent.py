@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from .configuration import DeltaHeads, StateSpace
-from .layers import DeltaNet, Mamba2, Norm
+from dataclasses import replace
+
+from .configuration import DeltaHeads, KimiHeads, StateSpace
+from .layers import DeltaNet, KimiDelta, Mamba2, Norm
 from .place import Place
 from .weights import Linear, Matrix, Vector
 
-__all__ = ["build_delta_net", "build_mamba2"]
+__all__ = ["build_delta_net", "build_kimi_delta", "build_mamba2"]
 
 
 def build_delta_net(place: Place, prefix: str, heads: DeltaHeads, after: Norm | None) -> DeltaNet:
@@ -31,6 +33,53 @@ def build_delta_net(place: Place, prefix: str, heads: DeltaHeads, after: Norm | 
         head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
         output=place.linear(f"{prefix}ssm_out", hidden, values),
         after=after,
+    )
+
+
+def build_kimi_delta(place: Place, prefix: str, heads: KimiHeads, after: Norm | None) -> KimiDelta:
+    """Return the linear attention of Kimi's kind of the block whose tensors begin with ``prefix``. Raises as :func:`~.build.build_block`."""
+    hidden, wide = place.configuration.hidden, heads.count * heads.size
+    query, key, value = (place.linear(f"{prefix}attn_{kind}", wide, hidden) for kind in "qkv")
+    forget, gate = (
+        (
+            place.linear(f"{prefix}ssm_{kind}_a", heads.size, hidden),
+            place.linear(f"{prefix}ssm_{kind}_b", wide, heads.size),
+        )
+        for kind in "fg"
+    )
+    return KimiDelta(
+        norm=place.first_norm(place.configuration.facts.attention_norm, prefix, hidden),
+        query=query,
+        key=key,
+        value=value,
+        kernels=tuple(_kernels(place, f"{prefix}ssm_conv1d_{kind}.weight", wide) for kind in "qkv"),
+        forget=forget,
+        rate=place.linear(f"{prefix}ssm_beta", heads.count, hidden),
+        gate=gate,
+        decay=_decay(place, f"{prefix}ssm_a", heads.count),
+        step_bias=Vector(place.tensor(f"{prefix}ssm_dt.bias", (wide,)), 0, wide),
+        head_norm=place.norm(f"{prefix}ssm_norm", heads.size),
+        output=place.linear(f"{prefix}attn_output", hidden, wide),
+        after=after,
+    )
+
+
+def _kernels(place: Place, name: str, channels: int) -> Matrix:
+    """Return kernels (channels, length). Files have an axis of one in their middle, and perhaps one more in front."""
+    found = place.model.tensors.get(name)
+    shape: tuple[int | None, ...] = (channels, 1, None)
+    tensor = place.tensor(name, (1, *shape) if found is not None and len(found.shape) == 4 else shape)
+    return Matrix(replace(tensor, shape=(channels, tensor.columns)), 0, channels)
+
+
+def _decay(place: Place, name: str, heads: int) -> Vector:
+    """Return one number per head, which some families have below each other."""
+    found = place.model.tensors.get(name)
+    if found is None or len(found.shape) < 2:
+        return Vector(place.tensor(name, (heads,)), 0, heads)
+    place.tensor(name, (1,) * (len(found.shape) - 2) + (heads, 1))
+    return Vector(
+        replace(found, shape=(heads,), read=lambda start, stop: found.read(0, heads).reshape(1, -1)), 0, heads
     )
 
 

@@ -11,7 +11,7 @@ from ..formats.architectures import RuntimeFacts
 from .rope_settings import RopeSettings
 from .temperature import Temperature
 
-__all__ = ["Configuration", "DeltaHeads", "Latent", "Routing", "Sparse", "StateSpace"]
+__all__ = ["Configuration", "DeltaHeads", "KimiHeads", "Latent", "Routing", "Sparse", "StateSpace", "StreamMixing"]
 
 Layered = Mapping[str, tuple[int | float, ...]]
 
@@ -22,13 +22,15 @@ class Latent:
 
     Attributes:
         rank: length of that vector.
-        key_size: dimensions of a head's keys as they are compared, the rotated ones among them.
+        key_size: dimensions of a head's keys as they are compared, the shared ones among them.
         value_size: dimensions of a head's values.
+        shared: dimensions of keys that all heads have in common, behind the others: those that are rotated, in families that rotate.
     """
 
     rank: int
     key_size: int
     value_size: int
+    shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,20 @@ class Sparse:
         heads: of its queries.
         size: dimensions of its keys, of which the leading ones are rotated as many as in attention.
         top: how many positions it chooses.
-        order: how the pairs of rotated dimensions lie.
+        order: how the pairs of rotated dimensions lie; None: none are rotated.
+        pool: it chooses so many neighbouring positions together, see :mod:`.pooled_indexer`; 1: each by itself.
     """
 
     heads: int
     size: int
     top: int
-    order: Literal["neox", "interleaved"]
+    order: Literal["neox", "interleaved"] | None
+    pool: int = 1
+
+    @property
+    def cached(self) -> int:
+        """Numbers of a position that are cached: its key, and with pools what its key weighs among those of its pool."""
+        return self.size if self.pool == 1 else 2 * self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,34 @@ class DeltaHeads:
     values: int
     size: int
     tiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KimiHeads:
+    """Heads of linear attention whose every dimension forgets at its own pace (Kimi Linear, arXiv:2510.26692).
+
+    Attributes:
+        count: heads of queries, keys and values.
+        size: dimensions of a head.
+        limit: the logarithm of the least that is kept of a dimension from one position to the next; None: there is no limit.
+    """
+
+    count: int
+    size: int
+    limit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMixing:
+    """How residual streams are mixed (see :mod:`.hyper_connections`).
+
+    Attributes:
+        rounds: how often rows and columns of the shares are brought to a sum of 1.
+        epsilon: added to shares, and to sums that something is divided by.
+    """
+
+    rounds: int
+    epsilon: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +189,14 @@ class Configuration:
         latent: sizes of latent attention, None for others. ``head_size`` and ``value_size`` are then those of what is cached.
         sparse: sizes of the indexer of sparse attention, whose keys are cached behind the latents; None for others.
         delta_heads: those of layers with linear attention, None where there are no such layers.
+        kimi_heads: those of layers with Kimi's linear attention, None where there are no such layers.
         state_space: sizes of state space layers, None where there are no such layers.
         rope: rotary positions, None for learned ones.
         local_rope: those of layers with a sliding window, where they differ.
         keys_as_values: whether layers that see everything have no projection of values: they are what that of keys gives.
-        streams: residual streams, of which blocks compute the first.
+        streams: residual streams, of which blocks compute the first, or mixtures.
+        stream_mixing: how they are mixed, None where blocks compute the first.
+        activation_limit: gates of feed-forwards go up to this, what they are multiplied by from minus this to this; None: they are not limited.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
         layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
     """
@@ -191,11 +231,14 @@ class Configuration:
     latent: Latent | None
     sparse: Sparse | None
     delta_heads: DeltaHeads | None
+    kimi_heads: KimiHeads | None
     state_space: StateSpace | None
     rope: RopeSettings | None
     local_rope: RopeSettings | None
     keys_as_values: bool = False
     streams: int = 1
+    stream_mixing: StreamMixing | None = None
+    activation_limit: float | None = None
     layer_input: int = 0
     layered: Layered = field(default_factory=lambda: MappingProxyType({}))
 

@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from ..errors import ModelError
 from ..formats.architectures import RuntimeFacts
 from ..formats.base import Model
-from .configuration import DeltaHeads, Latent, Routing, Sparse, StateSpace
+from .configuration import DeltaHeads, KimiHeads, Latent, Routing, Sparse, StateSpace, StreamMixing
 from .rope_settings import RopeSettings
 
 __all__ = [
     "Values",
     "read_cap",
     "read_delta_heads",
+    "read_kimi_heads",
     "read_latent",
     "read_multiplier",
     "read_routing",
     "read_sparse",
     "read_state_space",
+    "read_stream_mixing",
 ]
 
 Values = Mapping[str, bool | int | float]
@@ -67,11 +69,13 @@ def read_latent(model: Model, values: Values, rope: RopeSettings | None) -> Late
     """Return the sizes of latent attention, None for others; raises ModelError for absurd ones."""
     if "kv_rank" not in values:
         return None
-    latent = Latent(*(int(values.get(name, 0)) for name in ("kv_rank", "mla_key_dim", "mla_value_dim")))
-    rotated = 0 if rope is None else rope.dimensions
-    if latent.rank < 1 or latent.value_size < 1 or not 0 < rotated < latent.key_size:
+    shared = int(values.get("rope_dim", 0)) if rope is None else rope.dimensions
+    rank, key_size, value_size = (int(values.get(name, 0)) for name in ("kv_rank", "mla_key_dim", "mla_value_dim"))
+    latent = Latent(rank, key_size, value_size, shared)
+    least = 0 if rope is None else 1
+    if latent.rank < 1 or latent.value_size < 1 or not least <= shared < latent.key_size:
         raise ModelError(
-            f"latent attention with {latent.rank} dimensions, keys of {latent.key_size} of which {rotated} are rotated, "
+            f"latent attention with {latent.rank} dimensions, keys of {latent.key_size} of which {shared} are rotated, "
             f"and values of {latent.value_size} is none",
             path=model.path,
         )
@@ -83,6 +87,8 @@ def read_sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSet
     if facts.indexer is None:
         return None
     heads, size, top = (int(values.get(name, 0)) for name in ("index_heads", "index_dim", "index_top"))
+    if facts.indexer == "pooled":
+        return _read_pooled(model, values, heads, size, top)
     rotated = 0 if rope is None else rope.dimensions
     if heads < 1 or top < 1 or not 0 < rotated <= size:
         raise ModelError(
@@ -90,6 +96,47 @@ def read_sparse(model: Model, facts: RuntimeFacts, values: Values, rope: RopeSet
             path=model.path,
         )
     return Sparse(heads, size, top, facts.indexer)
+
+
+def _read_pooled(model: Model, values: Values, heads: int, size: int, top: int) -> Sparse:
+    pool = int(values.get("index_pool", 0))
+    if heads < 1 or size < 1 or pool < 2 or top < pool or top % pool:
+        raise ModelError(
+            f"an indexer of {heads} heads of {size} dimensions that chooses {top} positions in pools of {pool} is none",
+            path=model.path,
+        )
+    if not values.get("index_tail", True):
+        raise ModelError(
+            "an indexer that leaves out positions behind the last whole pool lets the first ones see nothing",
+            path=model.path,
+        )
+    return Sparse(heads, size, top, None, pool)
+
+
+def read_kimi_heads(model: Model, values: Values, heads: int) -> KimiHeads | None:
+    """Return the heads of Kimi's linear attention, None where no layer has such; raises ModelError for absurd ones."""
+    if "delta_dim" not in values:
+        return None
+    size, limit = int(values["delta_dim"]), values.get("decay_limit")
+    if size < 1 or not (limit is None or (math.isfinite(limit) and limit < 0)):
+        raise ModelError(
+            f"linear attention with heads of {size} dimensions that forget down to the exponential of {limit} is none",
+            path=model.path,
+        )
+    return KimiHeads(heads, size, None if limit is None else float(limit))
+
+
+def read_stream_mixing(model: Model, values: Values) -> StreamMixing | None:
+    """Return how residual streams are mixed, None where they are not; raises ModelError for what is no way to do so."""
+    if "stream_rounds" not in values:
+        return None
+    rounds, epsilon, streams = (values.get(name, 0) for name in ("stream_rounds", "stream_epsilon", "streams"))
+    if rounds < 1 or not 0 <= epsilon < 1 or streams < 1:
+        raise ModelError(
+            f"{streams} residual streams whose shares are evened out {rounds} times, with {epsilon} added, are none",
+            path=model.path,
+        )
+    return StreamMixing(int(rounds), float(epsilon))
 
 
 def read_delta_heads(model: Model, facts: RuntimeFacts, values: Values) -> DeltaHeads | None:

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "JOINING", "layer_norm", "rms_norm", "sigmoid", "silu", "soft_cap", "softmax", "softplus"]
+__all__ = [
+    "ACTIVATIONS",
+    "JOINING",
+    "layer_norm",
+    "limit_gate",
+    "rms_norm",
+    "sigmoid",
+    "silu",
+    "soft_cap",
+    "softmax",
+    "softplus",
+]
 
 Floats = NDArray[np.float32]
 
@@ -105,6 +116,12 @@ def swiglu_oai(gate: Floats, up: Floats) -> None:
     share = np.exp(gate * -_OAI_SLOPE)
     share += np.float32(1.0)
     up /= share
+
+
+def limit_gate(gate: Floats, up: Floats, limit: float) -> None:
+    """Replace ``gate`` by min(gate, limit) and ``up`` by clip(up, -limit, limit)."""
+    np.minimum(gate, np.float32(limit), out=gate)
+    np.clip(up, np.float32(-limit), np.float32(limit), out=up)
 
 
 _OAI_LIMIT, _OAI_SLOPE = np.float32(7.0), np.float32(1.702)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .configuration import Routing
-from .elementwise import ACTIVATIONS, JOINING, sigmoid, softmax
+from .elementwise import ACTIVATIONS, JOINING, limit_gate, sigmoid, softmax
 from .hooks import Hooks
 from .layers import Dense, Experts
 from .weights import product, products
@@ -33,10 +33,15 @@ class _Share:
     places: NDArray[np.intp]
 
 
-def dense(workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks: Hooks) -> Floats:
-    """Return float32 (n, hidden), the feed-forward of ``inputs`` (n, hidden)."""
+def dense(
+    workers: Workers, layer: Dense, activation: str, inputs: Floats, hooks: Hooks, *, limit: float | None = None
+) -> Floats:
+    """Return float32 (n, hidden), the feed-forward of ``inputs`` (n, hidden).
+
+    With a ``limit`` gates go up to it, and what they are multiplied by from minus it to it.
+    """
     hooks.collect([part.matrix for part in (layer.gate, layer.up) if part is not None], inputs)
-    (middle,) = _middles(workers, [(inputs, layer)], activation, hooks)
+    (middle,) = _middles(workers, [(inputs, layer)], activation, hooks, limit)
     hooks.collect([layer.down.matrix], middle)
     result = product(workers, middle, layer.down)
     hooks.report(layer.down.matrix.name, result)
@@ -73,10 +78,12 @@ def mixture(
     inputs: Floats,
     hooks: Hooks,
     routed_by: Floats | None = None,
+    *,
+    limit: float | None = None,
 ) -> Floats:
     """Return float32 (n, hidden): what each token's experts make of it, weighted and summed. Only experts with tokens are read.
 
-    The router reads ``routed_by``, ``inputs`` where None.
+    The router reads ``routed_by``, ``inputs`` where None. ``limit`` is that of :func:`dense`.
     """
     routed_by = inputs if routed_by is None else routed_by
     hooks.collect([layer.router.matrix], routed_by)
@@ -99,7 +106,7 @@ def mixture(
     for part, expert, values in zip(parts, experts, routed, strict=True):
         matrices = [linear.matrix for linear in (expert.gate, expert.up) if linear is not None]
         hooks.collect(matrices, values, part.rows, part.expert)
-    middles = _middles(workers, list(zip(routed, experts, strict=True)), activation)
+    middles = _middles(workers, list(zip(routed, experts, strict=True)), activation, limit=limit)
     for part, expert, values in zip(parts, experts, middles, strict=True):
         hooks.collect([expert.down.matrix], values, part.rows, part.expert)
     results = products(workers, [(values, expert.down) for values, expert in zip(middles, experts, strict=True)])
@@ -153,7 +160,11 @@ def _shares(chosen: NDArray[np.intp], experts: int) -> list[_Share]:
 
 
 def _middles(
-    workers: Workers, pairs: Sequence[tuple[Floats, Dense]], activation: str, hooks: Hooks | None = None
+    workers: Workers,
+    pairs: Sequence[tuple[Floats, Dense]],
+    activation: str,
+    hooks: Hooks | None = None,
+    limit: float | None = None,
 ) -> list[Floats]:
     """Return what goes into the down projection for each (inputs, feed-forward): float32 (n, width).
 
@@ -178,6 +189,8 @@ def _middles(
         layer.gate.apply(inputs, rows, gate)
         if traced:
             reports.insert(0, (layer.gate.matrix.name, layer.gate.matrix.first + rows.start, gate.copy()))
+        if limit is not None:
+            limit_gate(gate, result, limit)
         join(gate, result)
         return reports
 

@@ -15,6 +15,7 @@ from .block import run_block
 from .cache import Cache
 from .head import Logits, yield_logits
 from .hooks import Collector, Hooks, Trace
+from .hyper_connections import join_streams, repeat_streams
 from .latent_attention import HEADS_AT_ONCE
 from .layer_inputs import layer_inputs, look_up
 from .layers import Block, Experts
@@ -98,6 +99,8 @@ def forward(
         _run_blocks(network, run, hidden)
         if network.streams is not None:
             hidden = merge_streams(run, network.streams, hidden)
+        if network.configuration.stream_mixing is not None:
+            hidden = join_streams(network.configuration, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
                 cache.advance(number, len(ids))
@@ -133,6 +136,8 @@ def activation_bytes(network: Network, tokens: int) -> int:
         heads += 3 * configuration.head_size + 2 * HEADS_AT_ONCE * latent.rank
     if (delta := configuration.delta_heads) is not None:
         heads = max(heads, delta.size * (4 * delta.keys + 4 * delta.values))
+    if (kimi := configuration.kimi_heads) is not None:
+        heads = max(heads, 8 * kimi.count * kimi.size)
     if (space := configuration.state_space) is not None:
         heads = max(heads, 3 * space.inner + 2 * space.channels)
     widths = [_width(network, block) for block in network.blocks]
@@ -216,7 +221,7 @@ def _divisors(network: Network, length: int) -> Floats | None:
 
 
 def embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) -> Floats:
-    """Return float32 (rows, hidden): the embeddings of all tokens, learned positions added."""
+    """Return float32 (rows, hidden): the embeddings of all tokens, learned positions added; once per stream where blocks mix several."""
     configuration, embedding = network.configuration, network.embedding
     hidden = look_up(embedding, tokens)
     if configuration.embedding_scale != 1:
@@ -230,6 +235,8 @@ def embed(network: Network, tokens: Sequence[NDArray[np.intp]], hooks: Hooks) ->
                 remedy="Use a shorter context.",
             )
         hidden += network.positions.rows(0, longest)[hooks.positions]
+    if configuration.stream_mixing is not None:
+        hidden = repeat_streams(configuration, hidden)
     hooks.report(embedding.name, hidden)
     return hidden
 

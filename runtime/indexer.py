@@ -2,7 +2,7 @@
 
 The indexer has small queries and one small key per position. A position's score is the sum over the indexer's heads of the positive parts of their
 products, each by a weight of its own. Blocks without an indexer attend to what the one before them chose (GLM-5.2). As long as there are no more positions than are
-chosen, attention is that of all of them.
+chosen, attention is that of all of them. Some families choose pools of positions instead, see :mod:`.pooled_indexer`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..errors import ModelError
 from .configuration import Sparse
 from .elementwise import layer_norm
 from .layers import Indexer
+from .pooled_indexer import is_choice, pool_keys, pooled_positions
 from .rope import rotate
 from .rope_settings import RopeSettings
 from .run import Run, Span
@@ -34,8 +35,10 @@ _EPSILON: Final = 1e-6  # of the norm of keys, whatever the model's is
 _TILE: Final = 128  # positions that are scored at a time
 
 
-def make_index_keys(run: Run, indexer: Indexer, sparse: Sparse, settings: RopeSettings, inputs: Floats) -> Floats:
-    """Return the indexer's key of each row, float32 (rows, size), normalised and rotated."""
+def make_index_keys(
+    run: Run, indexer: Indexer, sparse: Sparse, settings: RopeSettings | None, inputs: Floats
+) -> Floats:
+    """Return the indexer's key of each row, float32 (rows, size), normalised and rotated; with pools (rows, 2 * size), what it weighs behind it."""
     keys = product(run.workers, inputs, indexer.key)
     run.hooks.report(indexer.key.matrix.name, keys)
     weight, bias = (
@@ -43,14 +46,18 @@ def make_index_keys(run: Run, indexer: Indexer, sparse: Sparse, settings: RopeSe
     )
     run.workers.map_rows(lambda rows: layer_norm(keys[rows], weight, bias, _EPSILON, keys[rows]), len(keys))
     turned: Floats = _rotated(run, sparse, settings, keys[:, None])[0]
-    return turned
+    if indexer.gate is None:
+        return turned
+    weights = product(run.workers, inputs, indexer.gate)
+    run.hooks.report(indexer.gate.matrix.name, weights)
+    return np.concatenate([turned, weights], axis=1)
 
 
 def choose_positions(
     run: Run,
     index: int,
     indexer: Indexer | None,
-    settings: RopeSettings,
+    settings: RopeSettings | None,
     short: Floats,
     inputs: Floats,
     keys: Sequence[Floats],
@@ -61,16 +68,16 @@ def choose_positions(
         run: keeps the choice for blocks without an indexer.
         index: number of the block.
         indexer: its indexer, None where an earlier block has chosen.
-        settings: of the rotation.
+        settings: of the rotation, None where nothing is rotated.
         short: float32 (rows, query rank), what queries are made of.
         inputs: float32 (rows, hidden), what the block's attention reads.
-        keys: for each sequence float32 (positions, size), the indexer's keys of all positions.
+        keys: for each sequence float32 (positions, size), the indexer's keys of all positions; with pools (positions, 2 * size).
 
     Raises ModelError where a block runs by itself, so that none before it has chosen.
     """
     sparse = run.configuration.sparse
     assert sparse is not None
-    long = [len(known) > sparse.top for known in keys]
+    long = [is_choice(len(known), sparse) for known in keys]
     if indexer is None:
         if any(long) and not run.choices:
             raise ModelError(
@@ -91,14 +98,19 @@ def choose_positions(
         for span, known, is_long in zip(run.spans, keys, long, strict=True)
     ]
 
+    pools = _pools(indexer, sparse, keys, long)
+
     def choose(task: tuple[int, int, int]) -> None:
         number, start, stop = task
-        span, known, bits = run.spans[number], keys[number], found[number]
+        span, known, bits = run.spans[number], pools[number], found[number]
         assert bits is not None
-        before = len(known) - (span.stop - span.start)
+        before = len(keys[number]) - (span.stop - span.start)
         rows = slice(span.start + start, span.start + stop)
-        scores = _scores(turned[:, rows], known[: before + stop], weights[rows])
-        packed = np.packbits(best_positions(scores, before + start, sparse.top), axis=1)
+        scores = _scores(turned[:, rows], known[: (before + stop) // sparse.pool], weights[rows])
+        chosen = best_positions(scores, before + start, sparse.top // sparse.pool, sparse.pool)
+        if sparse.pool > 1:
+            chosen = pooled_positions(chosen, before + start, before + stop, sparse.pool)
+        packed = np.packbits(chosen, axis=1)
         bits[start:stop, : packed.shape[1]] = packed
 
     run.workers.map(
@@ -113,13 +125,23 @@ def chosen_among(bits: Bits, positions: slice, seen: int) -> NDArray[np.bool_]:
     return np.unpackbits(bits[positions], axis=1, count=seen).view(np.bool_)
 
 
-def best_positions(scores: Floats, first: int, top: int) -> NDArray[np.bool_]:
+def _pools(indexer: Indexer, sparse: Sparse, keys: Sequence[Floats], long: Sequence[bool]) -> Sequence[Floats]:
+    """Return the keys that queries are compared with for each sequence, none where there is no choice."""
+    if indexer.place_gate is None:
+        return keys
+    places = indexer.place_gate.decode(slice(0, sparse.pool))
+    return [
+        pool_keys(known if is_long else known[:0], places, sparse) for known, is_long in zip(keys, long, strict=True)
+    ]
+
+
+def best_positions(scores: Floats, first: int, top: int, pool: int = 1) -> NDArray[np.bool_]:
     """Return bool (n, m): the ``top`` best of the positions that each of n positions from ``first`` may see, the earlier of equal ones.
 
-    ``scores``, float32 (n, m), are overwritten where they are of later positions.
+    With pools they are the best of those that end with it or before. ``scores``, float32 (n, m), are overwritten where they are of later ones.
     """
     count, total = scores.shape
-    later = np.arange(total) > first + np.arange(count)[:, None]
+    later = np.arange(total) >= (first + np.arange(count)[:, None] + 1) // pool
     np.copyto(scores, np.float32(-np.inf), where=later)
     if total <= top:
         return ~later
@@ -146,8 +168,10 @@ def _scores(queries: Floats, keys: Floats, weights: Floats) -> Floats:
     return total
 
 
-def _rotated(run: Run, sparse: Sparse, settings: RopeSettings, values: Floats) -> Floats:
+def _rotated(run: Run, sparse: Sparse, settings: RopeSettings | None, values: Floats) -> Floats:
     """Return float32 (heads, rows, size) of values (rows, heads, size), the leading dimensions of each head rotated."""
+    if settings is None or sparse.order is None:
+        return np.ascontiguousarray(values.swapaxes(0, 1))
     turned = np.empty((values.shape[1], len(values), values.shape[2]), np.float32)
     ordered = replace(settings, order=sparse.order)
     for span in run.spans:

@@ -37,11 +37,9 @@ def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Float
     """Return float32 (rows, hidden): what the attention of block ``index`` makes of ``inputs``, before a norm that may follow."""
     latent, settings = run.configuration.latent, run.configuration.layer_rope(index)
     assert latent is not None
-    assert settings is not None
     entering = layer.query if layer.query_down is None else layer.query_down
     indexer = layer.indexer
-    reading = (entering, layer.down) if indexer is None else (entering, layer.down, indexer.key, indexer.weights)
-    run.hooks.collect([linear.matrix for linear in reading], inputs)
+    run.hooks.collect([linear.matrix for linear in layer.entering], inputs)
     short, down = products(run.workers, [(inputs, entering), (inputs, layer.down)])
     run.hooks.report(entering.matrix.name, short)
     run.hooks.report(layer.down.matrix.name, down)
@@ -51,7 +49,7 @@ def latent_attention(run: Run, index: int, layer: LatentAttention, inputs: Float
         index_keys = make_index_keys(run, indexer, run.configuration.sparse, settings, inputs)
     known = _known(run, index, layer, latent, settings, down, index_keys)
     choices: Sequence[NDArray[np.uint8] | None] = [None] * len(known)
-    width = settings.dimensions + latent.rank
+    width = latent.shared + latent.rank
     if run.configuration.sparse is not None:
         own = [keys[0, :, width:] for keys, _ in known]
         choices = choose_positions(run, index, indexer, settings, short, inputs, own)
@@ -87,12 +85,12 @@ def _known(
     index: int,
     layer: LatentAttention,
     latent: Latent,
-    settings: RopeSettings,
+    settings: RopeSettings | None,
     down: Floats,
     index_keys: Floats | None,
 ) -> list[tuple[Floats, Floats]]:
-    """Return keys (1, positions, rotated + rank + indexer's) and values (1, positions, rank) of each sequence, earlier ones from the cache."""
-    rotated, width = settings.dimensions, settings.dimensions + latent.rank
+    """Return keys (1, positions, shared + rank + indexer's) and values (1, positions, rank) of each sequence, earlier ones from the cache."""
+    shared, width = latent.shared, latent.shared + latent.rank
     keys = np.zeros((1, len(down), run.configuration.head_size), np.float32)
     if index_keys is not None:
         keys[0, :, width:] = index_keys
@@ -100,13 +98,12 @@ def _known(
     found = []
     for number, span in enumerate(run.spans):
         rows = slice(span.start, span.stop)
-        assert span.table is not None
-        rotate(down[rows, None, latent.rank :], span.table, settings, keys[:, rows, :rotated])
-        norm(down[rows, : latent.rank], keys[0, rows, rotated:width])
-        own = keys[:, rows], keys[:, rows, rotated:width]
+        _turn(down[rows, None, latent.rank :], span.table, settings, keys[:, rows, :shared])
+        norm(down[rows, : latent.rank], keys[0, rows, shared:width])
+        own = keys[:, rows], keys[:, rows, shared:width]
         found.append(own if run.cache is None else run.cache.extend(index, number, *own, run.workers))
     if layer.whole is not None:
-        latents = keys[0, :, rotated:width]
+        latents = keys[0, :, shared:width]
         run.hooks.collect([layer.whole], latents)
         if run.hooks.trace is not None:
             run.hooks.report(layer.whole.name, product(run.workers, latents, Linear(layer.whole)))
@@ -117,7 +114,7 @@ def _gather(
     run: Run,
     layer: LatentAttention,
     latent: Latent,
-    settings: RopeSettings,
+    settings: RopeSettings | None,
     known: Sequence[tuple[Floats, Floats]],
     choices: Sequence[NDArray[np.uint8] | None],
     queries: Floats,
@@ -125,19 +122,19 @@ def _gather(
     out: Floats,
 ) -> None:
     """Fill ``out`` (rows, some heads, value size) with the attention of ``queries`` (rows, as many heads, key size)."""
-    count, rotated = queries.shape[1], settings.dimensions
-    plain = latent.key_size - rotated
+    count, shared = queries.shape[1], latent.shared
+    plain = latent.key_size - shared
     projected = _each_head(run, layer, layer.keys[heads], heads, [queries[:, head, :plain] for head in range(count)])
     seen_latents = [np.empty((len(queries), latent.rank), np.float32) for _ in range(count)]
 
     def gather(task: tuple[int, slice, int]) -> None:
         number, positions, head = task
         span = run.spans[number]
-        assert span.table is not None
         rows = slice(span.start + positions.start, span.start + positions.stop)
-        asked = np.empty((1, rows.stop - rows.start, rotated + latent.rank), np.float32)
-        rotate(queries[rows, head, None, plain:], span.table[positions], settings, asked[:, :, :rotated])
-        asked[0, :, rotated:] = projected[head][rows]
+        asked = np.empty((1, rows.stop - rows.start, shared + latent.rank), np.float32)
+        table = None if span.table is None else span.table[positions]
+        _turn(queries[rows, head, None, plain:], table, settings, asked[:, :, :shared])
+        asked[0, :, shared:] = projected[head][rows]
         keys, values = known[number]
         seen = keys.shape[1] - (span.stop - span.start) + positions.stop
         bits = choices[number]
@@ -153,6 +150,14 @@ def _gather(
     run.workers.map(gather, [(*task, head) for task in query_tasks(run) for head in range(count)])
     for head, result in enumerate(_each_head(run, layer, layer.values[heads], heads, seen_latents)):
         out[:, head] = result
+
+
+def _turn(values: Floats, table: NDArray[np.complex64] | None, settings: RopeSettings | None, out: Floats) -> None:
+    """Fill ``out`` (1, n, size) with ``values`` (n, 1, size), rotated in families that rotate."""
+    if settings is None or table is None:
+        out[0] = values[:, 0]
+    else:
+        rotate(values, table, settings, out)
 
 
 def _each_head(

@@ -15,7 +15,9 @@ __all__ = [
     "Dense",
     "Experts",
     "HeadNorm",
+    "HyperConnection",
     "Indexer",
+    "KimiDelta",
     "LatentAttention",
     "LayerInput",
     "Mamba2",
@@ -80,12 +82,21 @@ class Indexer:
         key: (size, hidden).
         key_norm: of keys, the mean removed whatever the family's norms are.
         weights: (heads, hidden): what the scores of heads are multiplied by.
+        gate: (size, hidden): what a position's key weighs among those of its pool, dimension by dimension; None: there are no pools.
+        place_gate: (pool, size): added to it, for each place in the pool.
     """
 
     query: Linear
     key: Linear
     key_norm: Norm
     weights: Linear
+    gate: Linear | None = None
+    place_gate: Matrix | None = None
+
+    @property
+    def entering(self) -> tuple[Linear, ...]:
+        """What reads the block's input."""
+        return (self.key, self.weights) if self.gate is None else (self.key, self.weights, self.gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,12 @@ class LatentAttention:
     whole: Matrix | None = None
     indexer: Indexer | None = None
 
+    @property
+    def entering(self) -> tuple[Linear, ...]:
+        """What reads the block's input."""
+        found = (self.query if self.query_down is None else self.query_down, self.down)
+        return found if self.indexer is None else (*found, *self.indexer.entering)
+
 
 @dataclass(frozen=True, slots=True)
 class DeltaNet:
@@ -148,6 +165,46 @@ class DeltaNet:
     head_norm: Norm
     output: Linear
     after: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KimiDelta:
+    """Projections of Kimi's linear attention (arXiv:2510.26692), see :class:`~.configuration.KimiHeads`.
+
+    Attributes:
+        norm: of the block's input.
+        query: (heads * size, hidden).
+        key: the same.
+        value: the same.
+        kernels: (channels, length) each, of the convolutions of queries, keys and values.
+        forget: (size, hidden), then (heads * size, size): how far every dimension steps.
+        rate: (heads, hidden): how much is corrected.
+        gate: (size, hidden), then (heads * size, size): of what every head reads.
+        decay: a negative number for every head.
+        step_bias: added to steps.
+        head_norm: of what every head reads.
+        output: (hidden, heads * size).
+        after: of the result.
+    """
+
+    norm: Norm | None
+    query: Linear
+    key: Linear
+    value: Linear
+    kernels: tuple[Matrix, ...]
+    forget: tuple[Linear, Linear]
+    rate: Linear
+    gate: tuple[Linear, Linear]
+    decay: Vector
+    step_bias: Vector
+    head_norm: Norm
+    output: Linear
+    after: Norm | None = None
+
+    @property
+    def entering(self) -> tuple[Linear, ...]:
+        """What reads the block's input."""
+        return (self.query, self.key, self.value, self.forget[0], self.rate, self.gate[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +305,21 @@ class Alternating:
 
 
 @dataclass(frozen=True, slots=True)
+class HyperConnection:
+    """What a part of a block reads of several residual streams, and how it and they go on (see :mod:`.hyper_connections`).
+
+    Attributes:
+        mixing: (2 * streams + streams * streams, streams * hidden): shares in what is read, in what is written, and of streams in streams.
+        base: added to them.
+        scale: what each of the three kinds is multiplied by before.
+    """
+
+    mixing: Linear
+    base: Vector
+    scale: Vector
+
+
+@dataclass(frozen=True, slots=True)
 class Experts:
     """A mixture.
 
@@ -275,14 +347,16 @@ class Experts:
 @dataclass(frozen=True, slots=True)
 class Block:
     """One layer, which may be attention or a feed-forward alone. ``index`` counts from 0; ``after`` normalises the feed-forward's result; at the end the
-    stream is multiplied by ``scale``. ``alternating`` is there where there are several streams.
+    stream is multiplied by ``scale``. ``alternating`` is there where there are several streams of which one is computed; ``connections`` of attention and
+    feed-forward where they compute mixtures of them.
     """
 
     index: int
-    attention: Attention | LatentAttention | DeltaNet | Mamba2 | None
+    attention: Attention | LatentAttention | DeltaNet | KimiDelta | Mamba2 | None
     feed_forward_norm: Norm | None
     feed_forward: Dense | Experts | None
     after: Norm | None
     layer_input: LayerInput | None = None
     scale: Vector | None = None
     alternating: Alternating | None = None
+    connections: tuple[HyperConnection, HyperConnection] | None = None

@@ -92,7 +92,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
         long_divisors=place.table("rope_factors_long.weight", rotated),
         short_divisors=place.table("rope_factors_short.weight", rotated),
         layer_embedding=_layer_embedding(place, vocabulary) if configuration.layer_input else None,
-        streams=_streams(place) if configuration.streams > 1 else None,
+        streams=_streams(place) if configuration.streams > 1 and configuration.stream_mixing is None else None,
     )
     place.refuse_rest()
     return network

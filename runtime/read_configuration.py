@@ -16,11 +16,13 @@ from .configuration_parts import (
     Values,
     read_cap,
     read_delta_heads,
+    read_kimi_heads,
     read_latent,
     read_multiplier,
     read_routing,
     read_sparse,
     read_state_space,
+    read_stream_mixing,
 )
 from .rope_settings import logit_multiplier, read_local_rope, read_rope
 from .temperature import read_temperature
@@ -81,7 +83,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         hidden=hidden,
         heads=heads,
         kv_heads=int(max(all_kv_heads)),
-        head_size=head_size + (0 if sparse is None else sparse.size),
+        head_size=head_size + (0 if sparse is None else sparse.cached),
         value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
         context=size("context", 0),
         epsilon=epsilon,
@@ -106,11 +108,14 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         latent=read_latent(model, values, rope),
         sparse=sparse,
         delta_heads=read_delta_heads(model, facts, values),
+        kimi_heads=read_kimi_heads(model, values, heads),
         state_space=read_state_space(model, values),
         rope=rope,
         local_rope=read_local_rope(model, architecture, rope, values),
         keys_as_values=bool(values.get("keys_as_values")),
         streams=size("streams", 1),
+        stream_mixing=read_stream_mixing(model, values),
+        activation_limit=read_cap(values, "activation_limit"),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
     )

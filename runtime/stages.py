@@ -16,7 +16,8 @@ import numpy as np
 from .block import run_attention, run_block, run_feed_forward
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .layers import Attention, Block, DeltaNet, Dense, Experts, LatentAttention, Mamba2
+from .hyper_connections import join_streams
+from .layers import Attention, Block, DeltaNet, Dense, Experts, KimiDelta, LatentAttention, Mamba2
 from .network import Network, refuse_bound_blocks
 from .norms import normalise
 from .run import Run
@@ -99,22 +100,27 @@ def stage_inputs(network: Network, stage: Stage) -> tuple[StageInput, ...]:
         matrix = network.output.matrix
         return (StageInput((matrix.name,), matrix.columns),)
     attention, feed_forward = stage.block.attention, stage.block.feed_forward
-    found = () if stage.part == "feed_forward" or attention is None else _attention_inputs(attention)
-    return found if stage.part == "attention" or feed_forward is None else found + _feed_forward_inputs(feed_forward)
+    mixing = [] if stage.block.connections is None else [_shared_input(it.mixing) for it in stage.block.connections]
+    found: list[StageInput] = []
+    if stage.part != "feed_forward" and attention is not None:
+        found += [*mixing[:1], *_attention_inputs(attention)]
+    if stage.part != "attention" and feed_forward is not None:
+        found += [*mixing[1:], *_feed_forward_inputs(feed_forward)]
+    return tuple(found)
 
 
-def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) -> tuple[StageInput, ...]:
+def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | KimiDelta | Mamba2) -> tuple[StageInput, ...]:
     output = StageInput((layer.output.matrix.name,), layer.output.matrix.columns)
     if isinstance(layer, Attention):
         return (_shared_input(*layer.projections), output)
     if isinstance(layer, DeltaNet):
         return (_shared_input(layer.mixed, layer.gate, *layer.rates), output)
+    if isinstance(layer, KimiDelta):
+        return (_shared_input(*layer.entering), _shared_input(layer.forget[1]), _shared_input(layer.gate[1]), output)
     if isinstance(layer, Mamba2):
         return (_shared_input(layer.entering), output)
     heads = len(layer.keys)
-    query = (layer.query,) if layer.query_down is None else (layer.query_down,)
     indexer = layer.indexer
-    beside = () if indexer is None else (indexer.key, indexer.weights)
     later = (
         ()
         if layer.query_down is None
@@ -125,7 +131,7 @@ def _attention_inputs(layer: Attention | LatentAttention | DeltaNet | Mamba2) ->
     else:
         parts = (layer.keys[0].matrix, layer.values[0].matrix)
         latent = [StageInput(tensor_names([it]), it.columns, heads) for it in parts]
-    return (_shared_input(*query, layer.down, *beside), *later, *latent, output)
+    return (_shared_input(*layer.entering), *later, *latent, output)
 
 
 def _shared_input(*linears: Linear) -> StageInput:
@@ -157,7 +163,7 @@ def _dense_inputs(layer: Dense, experts: int | None) -> tuple[StageInput, StageI
 
 
 def embed_batch(network: Network, tokens: Sequence[NDArray[np.integer] | Sequence[int]], workers: Workers) -> Floats:
-    """Return float32 (tokens of all sequences, hidden): the residual stream before the first stage. Raises as forward."""
+    """Return float32 (tokens of all sequences, hidden, or streams * hidden): what the first stage reads. Raises as forward."""
     sequences = [np.asarray(sequence, np.intp) for sequence in tokens]
     check_tokens(network, sequences)
     return embed(network, sequences, start_run(network, [len(it) for it in sequences], workers).hooks)
@@ -171,7 +177,7 @@ def run_stage(
     workers: Workers,
     collector: Collector | None = None,
 ) -> None:
-    """Carry residual streams, float32 (tokens, hidden), through a stage, in place.
+    """Carry residual streams, float32 (tokens, hidden, or streams * hidden), through a stage, in place.
 
     Args:
         network: whose constants apply.
@@ -195,6 +201,8 @@ def run_stage(
 
 def _collect_output(network: Network, run: Run, hidden: Floats) -> None:
     """Tell the collector what the output is multiplied by, at all positions."""
+    if network.configuration.stream_mixing is not None:
+        hidden = join_streams(network.configuration, hidden)
     inputs = np.empty_like(hidden)
     run.workers.map_rows(
         lambda rows: normalise(network.configuration, network.output_norm, hidden[rows], inputs[rows]), len(hidden)

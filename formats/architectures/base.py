@@ -263,7 +263,7 @@ class RuntimeFacts:
         positions: ``rope``, ``learned`` (``position_embd`` added to the embedding), or ``none``.
         attention_scale: queries are divided by the square root of this, unless there is a hyper-parameter ``attention_multiplier``.
         indexer: whether each position attends to so many of those before it, which an indexer in some or all blocks chooses, and how the pairs of its
-            rotated dimensions lie; None: there is no choice.
+            rotated dimensions lie; ``pooled``: it rotates nothing and chooses pools of neighbouring positions; None: there is no choice.
         scale_embedding: whether token embeddings are multiplied by the square root of their length.
         sliding_period: every layer whose number, counted from 1, is a multiple attends to everything, the others to the window; None: all
             attend to everything.
@@ -298,7 +298,7 @@ class RuntimeFacts:
     feed_forward: Literal["gated", "gated_fused", "plain"]
     positions: Literal["rope", "learned", "none"]
     attention_scale: Expression
-    indexer: Literal["neox", "interleaved"] | None = None
+    indexer: Literal["neox", "interleaved", "pooled"] | None = None
     scale_embedding: bool = False
     sliding_period: Expression | None = None
     chunked: bool = False

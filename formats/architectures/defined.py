@@ -52,6 +52,7 @@ def check_names(architecture: Architecture, path: Path | None) -> None:
         demand(facts.plain_head_norms.names if facts.plain_head_norms else frozenset(), "'plain_head_norms'")
         if facts.indexer is not None:
             demand({"index_heads", "index_dim", "index_top", "kv_rank", "q_rank"}, "'indexer'")
+            demand({"index_pool"} if facts.indexer == "pooled" else set(), "'indexer'")
         if facts.unrotated_temperature:
             demand({"temperature_slope", "temperature_length"}, "'unrotated_temperature'")
     demand({"layers"}, "{layer}")

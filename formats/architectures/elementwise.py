@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
 
-__all__ = ["Decay", "Rounded", "Shift", "Step", "computed"]
+__all__ = ["Decay", "Rounded", "Shift", "Step", "computed", "decay_column", "undecay_column"]
 
 
 class Step(Protocol):
@@ -85,6 +85,26 @@ class Decay:
     def inverse(self) -> Decay:
         """The other direction."""
         return Decay(self.heads, self.groups, not self.backwards)
+
+
+def decay_column(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return minus the exponential of one number per head, (1, 1, heads, 1)."""
+    _check_column(tensor, arguments["heads"])
+    return computed(lambda _: Decay(1, 1))(tensor, {})
+
+
+def undecay_column(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the inverse of :func:`decay_column`; programs that write GGUF may leave out the axes in front."""
+    heads = arguments["heads"]
+    if tensor.shape[:-2] in ((), (1,)):
+        tensor = replace(tensor, shape=(1, 1, *tensor.shape[-2:]))
+    _check_column(tensor, heads)
+    return computed(lambda _: Decay(1, 1, backwards=True))(tensor, {})
+
+
+def _check_column(tensor: Tensor, heads: int) -> None:
+    if tensor.shape != (1, 1, heads, 1):
+        raise ModelError(f"shape {tensor.shape} is not one number for each of {heads} heads", tensor=tensor.name)
 
 
 def computed(step: Callable[[Mapping[str, int]], Step]) -> Callable[[Tensor, Mapping[str, int]], Tensor]:

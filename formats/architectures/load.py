@@ -175,7 +175,10 @@ def _layer_parameter(name: str, value: object, where: str, path: Path | None) ->
         default=_expression(fields, "default"),
         recovered=_optional_expression(fields, "recovered"),
         quantile=fields.flag("quantile", False),
+        numbered=MappingProxyType(dict(fields.object("numbered"))),
     )
+    if not all(type(number) is int for number in found.numbered.values()):
+        fields.fail("has 'numbered' whose values must be whole numbers")
     fields.finish()
     return found
 
@@ -292,7 +295,7 @@ def _runtime(value: object, where: str, path: Path | None) -> RuntimeFacts | str
         feed_forward=_choice(fields, "feed_forward", ("gated", "gated_fused", "plain")),
         positions=_choice(fields, "positions", ("rope", "learned", "none")),
         attention_scale=_expression(fields, "attention_scale"),
-        indexer=_choice(fields, "indexer", ("neox", "interleaved")) if "indexer" in fields else None,
+        indexer=_choice(fields, "indexer", ("neox", "interleaved", "pooled")) if "indexer" in fields else None,
         scale_embedding=fields.flag("scale_embedding", False),
         sliding_period=_optional_expression(fields, "sliding_period"),
         chunked=fields.flag("chunked", False),

@@ -7,8 +7,9 @@ Among a model's hyper-parameters such a number is a tuple with one entry per lay
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Final, Literal
 
 from ...errors import ModelError
@@ -49,6 +50,7 @@ class LayerParameter:
         default: where the configuration is silent: an expression over hyper-parameters, numbers of the layer before it, and ``layer``.
         recovered: for what GGUF has no key for: how it follows from what GGUF has, on the way back; None: as ``default`` says.
         quantile: whether GGUF's number is the point of the standard normal distribution below which the configuration's share lies.
+        numbered: where the configuration lists layers instead, counted from 1: key to the number of those that it lists.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LayerParameter:
     default: Expression
     recovered: Expression | None = None
     quantile: bool = False
+    numbered: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def as_stored(self, value: float) -> float:
         """Return GGUF's number for the configuration's."""

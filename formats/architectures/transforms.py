@@ -33,12 +33,14 @@ name                             Hugging Face → GGUF                          
 ``split_latent``                 (heads * (key + value), rank) to (heads, rank, key) and       heads, key, value joined
                                  (heads, value, rank)
 ``squeeze_kernels``              (channels, 1, length) to (channels, length)                   —                 (channels, 1, length)
+``wrap_kernels``                 (channels, 1, length) to (1, channels, 1, length)             —                 (channels, 1, length)
 ``tile_heads``                   value heads, rows behind the ``first``, from one group per    first, heads,     groups
                                  key head to groups in turn                                    groups
 ``tile_columns``                 the same of columns                                           heads, groups     groups
 ``tile_kernels``                 ``squeeze_kernels``, then ``tile_heads``                      first, heads,     the two undone
                                                                                                groups
 ``tile_decay``                   -exp in float32, heads as by ``tile_heads``; F32              heads, groups     log(-x)
+``decay_column``                 -exp in float32 of (1, 1, heads, 1); F32                      heads             log(-x)
 ``split_key_groups``             one group per key head (queries, keys, values, gates) to all  heads, groups,    groups
                                  queries, keys, values; and all gates                          key, value
 ================================ ============================================================= ================= ======================
@@ -51,7 +53,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..base import Tensor
-from .elementwise import Decay, Shift, computed
+from .elementwise import Decay, Shift, computed, decay_column, undecay_column
 from .fused import join_attention, split_attention
 from .lazy import Apply, constant, each, same_encoding
 from .matrices import interleave_columns, join_latent, separate_columns, split_latent, transpose
@@ -84,6 +86,8 @@ from .value_heads import (
     unsqueeze_kernels,
     untile_columns,
     untile_heads,
+    unwrap_kernels,
+    wrap_kernels,
 )
 
 __all__ = ["TRANSFORMS", "Transform", "constant", "permute_rotary", "same_encoding", "unpermute_rotary"]
@@ -142,6 +146,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
         "split_attention": Transform(split_attention, join_attention, ("heads", "kv_heads")),
         "split_latent": Transform(split_latent, join_latent, ("heads", "key", "value")),
         "squeeze_kernels": Transform(each(squeeze_kernels), each(unsqueeze_kernels)),
+        "wrap_kernels": Transform(each(wrap_kernels), each(unwrap_kernels)),
         "tile_heads": Transform(each(tile_heads), each(untile_heads), ("first", "heads", "groups")),
         "tile_columns": Transform(each(tile_columns), each(untile_columns), ("heads", "groups")),
         "tile_kernels": Transform(
@@ -154,6 +159,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
             each(computed(lambda sizes: Decay(sizes["heads"], sizes["groups"], backwards=True))),
             ("heads", "groups"),
         ),
+        "decay_column": Transform(each(decay_column), each(undecay_column), ("heads",)),
         "split_key_groups": Transform(split_key_groups, join_key_groups, ("heads", "groups", "key", "value")),
     }
 )

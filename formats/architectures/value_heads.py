@@ -31,6 +31,8 @@ __all__ = [
     "unsqueeze_kernels",
     "untile_columns",
     "untile_heads",
+    "unwrap_kernels",
+    "wrap_kernels",
 ]
 
 
@@ -124,6 +126,17 @@ def squeeze_kernels(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
 def unsqueeze_kernels(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
     """Return the inverse of :func:`squeeze_kernels`."""
     return replace(tensor, shape=(tensor.shape[0], 1, tensor.shape[1]))
+
+
+def wrap_kernels(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the kernels of a convolution of single channels, (channels, 1, length), with one axis more in front."""
+    return replace(tensor, shape=(1, *squeeze_kernels(tensor, arguments).shape[:1], 1, tensor.columns))
+
+
+def unwrap_kernels(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
+    """Return the inverse of :func:`wrap_kernels`; programs that write GGUF may leave that axis out."""
+    wrapped = tensor.shape[0] == 1 and len(tensor.shape) == 4
+    return replace(tensor, shape=tensor.shape[1:]) if wrapped else tensor
 
 
 def split_key_groups(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tensor, ...]:

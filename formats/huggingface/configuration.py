@@ -12,6 +12,7 @@ from ...errors import ModelError
 from ..architectures import Architecture, Check, Expression, HyperParameter, RuntimeFacts, Value, at_layer, whole
 from ..metadata import Field, boolean, float32, uint32
 from .json_files import finite_number
+from .nested import has_key, look_up_key
 from .per_layer import layer_metadata, read_layers, with_full_layer_keys
 
 __all__ = [
@@ -65,7 +66,8 @@ def read_hyper_parameters(architecture: Architecture, config: Mapping[str, Any],
 def _value(
     parameter: HyperParameter, config: Mapping[str, Any], values: Values, path: Path
 ) -> bool | int | float | None:
-    key, found = next(((key, config[key]) for key in parameter.config if config.get(key) is not None), ("", _ABSENT))
+    stated = ((key, look_up_key(config, key)) for key in parameter.config)
+    key, found = next(((key, value) for key, value in stated if value is not None), ("", _ABSENT))
     if isinstance(found, _Absent) and parameter.counted:
         lists = [(key, config[key]) for key in parameter.counted if isinstance(config.get(key), list | str)]
         key, found = next(((key, len(entries)) for key, entries in lists), ("", _ABSENT))
@@ -82,7 +84,7 @@ def _value(
     if (
         not isinstance(parameter.default, Expression | None)
         and not parameter.words
-        and any(key in config for key in parameter.config)
+        and any(has_key(config, key) for key in parameter.config)
     ):
         raise ModelError(
             f"sets {parameter.config[0]} to null, and the {parameter.name} of this architecture must be a number",
@@ -125,7 +127,7 @@ def check_configuration(
         if check.holds is not None:
             notes += _layers_violating(check, values, path)
             continue
-        value = config.get(check.config)
+        value = look_up_key(config, check.config)
         value = check.absent if value is None else value
         expected = _violation(check, value, values)
         if expected is None:

@@ -13,8 +13,16 @@ from ..architectures import Architecture, LayerParameter, LayerValues, Value, wh
 from ..architectures.per_layer import complete_layers, gather_layers
 from ..metadata import Field, ValueType, numbers, uint32
 from .json_files import finite_number
+from .nested import look_up_key
 
-__all__ = ["layer_configuration", "layer_metadata", "read_layers", "stated_layers", "with_full_layer_keys"]
+__all__ = [
+    "layer_configuration",
+    "layer_metadata",
+    "numbered_layers",
+    "read_layers",
+    "stated_layers",
+    "with_full_layer_keys",
+]
 
 _ELEMENTS: Final = {"uint32": ValueType.UINT32, "float32": ValueType.FLOAT32, "bool": ValueType.BOOL}
 _WORDS: Final = {"uint32": "whole numbers from 0", "float32": "numbers", "bool": "truth values"}
@@ -64,7 +72,9 @@ def read_layers(
 
     def stated(parameter: LayerParameter) -> LayerValues | None:
         key = next((key for key in parameter.config if config.get(key) is not None), None)
-        return None if key is None else _listed(parameter, key, config[key], layers, path)
+        if key is None:
+            return _numbered(parameter, config, layers, path)
+        return _listed(parameter, key, config[key], layers, path)
 
     found = complete_layers(architecture.per_layer, values, stated)
     for parameter in architecture.per_layer:
@@ -87,6 +97,36 @@ def _listed(parameter: LayerParameter, key: str, found: object, layers: int, pat
     else:
         entries = [found] * layers
     return tuple(_number(parameter, key, entry, path) for entry in entries)
+
+
+def _numbered(parameter: LayerParameter, config: Mapping[str, Any], layers: int, path: Path) -> tuple[int, ...] | None:
+    """Return the numbers of all layers out of lists that name them, None where there are no such lists."""
+    lists = {key: look_up_key(config, key) for key in parameter.numbered}
+    if all(listed is None for listed in lists.values()):
+        return None
+    found: dict[int, int] = {}
+    for key, listed in lists.items():
+        for entry in listed if isinstance(listed, list) else [listed]:
+            known = isinstance(entry, int) and not isinstance(entry, bool) and 0 < entry <= layers
+            if not known or entry in found:
+                raise ModelError(
+                    f"has {entry!r} in {key}, which must list layers from 1 to {layers}, each of them in one list",
+                    path=path,
+                    remedy=_REMEDY,
+                )
+            found[entry] = parameter.numbered[key]
+    if len(found) < layers:
+        missing = next(layer for layer in range(1, layers + 1) if layer not in found)
+        raise ModelError(f"has layer {missing} in none of {', '.join(lists)}", path=path, remedy=_REMEDY)
+    return tuple(found[layer] for layer in range(1, layers + 1))
+
+
+def numbered_layers(parameter: LayerParameter, own: LayerValues) -> dict[str, list[int]]:
+    """Return the lists of layers that a configuration has instead of one entry per layer, or beside them, by their keys."""
+    return {
+        key: [layer for layer, value in enumerate(own, 1) if value == number]
+        for key, number in parameter.numbered.items()
+    }
 
 
 def _number(parameter: LayerParameter, key: str, entry: object, path: Path) -> int | float:

@@ -43,7 +43,8 @@ DENSE: dict[str, dict[str, Any]] = {
 
 
 def tiny(family: str, folder: Path, **more: Any) -> Model:
-    latent = LATENT if "kv_lora_rank" in CONFIGS[family] else {}
+    latent = {key: value for key, value in LATENT.items() if CONFIGS[family].get(key) != 0}
+    latent = latent if "kv_lora_rank" in CONFIGS[family] else {}
     latent = latent | ({"q_lora_rank": 8} if "q_lora_rank" in CONFIGS[family] else {})
     known = {key: value for key, value in SIZES.items() if key in CONFIGS[family]}
     return in_memory(family, folder / "tiny", **known | latent | DENSE.get(family, {}) | more)

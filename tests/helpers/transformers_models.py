@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,24 @@ ERNIE_MOE = {
 }  # fmt: skip
 DELTA_NET = {
     "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+}  # fmt: skip
+GLM5_NEXT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 24, "v_head_dim": 20, "linear_num_heads": 4, "linear_head_dim": 16,
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "swiglu_limit": 0.7,
+    "index_n_heads": 16, "index_head_dim": 64, "index_topk": 16, "index_kpool": 4,
+}  # fmt: skip
+KIMI_LINEAR = {
+    "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20, "linear_num_heads": 4, "linear_head_dim": 16,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32, "num_hidden_layers": 5, "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-6,
+}  # fmt: skip
+_L, _I = "linear_attention", "indexed_attention"
+GLM5_NEXT_LAYERS = {
+    "num_hidden_layers": 5, "layer_types": [_L, _L, _I, _L, _I], "mlp_layer_types": ["dense"] + ["sparse"] * 4, "first_k_dense_replace": 1,
+}  # fmt: skip
+GLM5_NEXT_SHARED = {
+    "num_hidden_layers": 4, "layer_types": [_I, _I, _I, _L], "indexer_types": ["full", "shared", "full", "full"], "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 2,
+    "first_k_dense_replace": 2,
 }  # fmt: skip
 SECTIONS = {
     "rope_type": "default",
@@ -222,6 +241,11 @@ CASES = (
     case("deepseek32", "DeepseekV32ForCausalLM", **LATENT | INDEXED | {"n_routed_experts": 8}, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
     case("glm-dsa", "GlmMoeDsaForCausalLM", **LATENT | INDEXED, rms_norm_eps=1e-6),
     case("glm-dsa-shared", "GlmMoeDsaForCausalLM", **LATENT | INDEXED | {"num_hidden_layers": 5}, indexer_types=["full", "shared", "full", "shared", "shared"], tie_word_embeddings=True, rms_norm_eps=1e-6),
+    case("glm5-next", "Glm5NextForConditionalGeneration", **GLM5_NEXT, **GLM5_NEXT_LAYERS),
+    case("glm5-next-shared", "Glm5NextForConditionalGeneration", **GLM5_NEXT | {"n_routed_experts": 8, "index_topk": 6, "index_kpool": 3}, **GLM5_NEXT_SHARED, n_group=4, topk_group=2, norm_topk_prob=False, linear_conv_kernel_dim=3, linear_lower_bound=-2.0, hc_sinkhorn_iters=3, hc_eps=1e-3),
+    # as GLM's, Kimi's latents are normalised with 1e-6 in transformers
+    case("kimi-linear", "KimiLinearForCausalLM", **KIMI_LINEAR),
+    case("kimi-linear-groups", "KimiLinearForCausalLM", **KIMI_LINEAR | {"num_local_experts": 8}, n_group=4, topk_group=2, linear_conv_kernel_dim=3, layer_types=["full_attention", "linear_attention"] * 2 + ["full_attention"]),
     case("llama4", "Llama4ForCausalLM", **LLAMA4, rope_parameters=LLAMA3 | {"high_freq_factor": 1.0}),
     case("llama4-interleaved", "Llama4ForCausalLM", **LLAMA4 | {"intermediate_size": 16, "num_local_experts": 128, "num_experts_per_tok": 3}, interleave_moe_layer_step=2, use_qk_norm=False, tie_word_embeddings=True),
     case("llama4-yarn", "Llama4ForCausalLM", **LLAMA4, rope_parameters=yarn()),
@@ -278,7 +302,9 @@ def save(folder: Path, model_case: Case) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(7)
     kind = getattr(transformers, model_case.class_name)
-    model = kind(kind.config_class(**model_case.config)).eval()
+    model = kind(text_alone(kind.config_class(**model_case.config))).eval()
+    if hasattr(model.config, "vision_config"):
+        model.save_pretrained = lambda folder: _save_text_model(model, folder)
     if model_case is GEMMA3N:
         for layer in model.model.layers[20:]:  # nothing reads them, and released checkpoints have them
             attention = layer.self_attn
@@ -294,6 +320,30 @@ def save(folder: Path, model_case: Case) -> Any:
                 buffer.add_(torch.randn_like(buffer) * 0.3)
     model.save_pretrained(folder)
     return model
+
+
+def text_alone(config: Any) -> Any:
+    """Give a configuration of several models a vision tower of next to nothing, which no text meets, and return it."""
+    if hasattr(config, "vision_config"):
+        sizes = {
+            "depth": 0,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_heads": 1,
+            "projection_intermediate_size": 8,
+        }
+        config.vision_config = type(config.vision_config)(**sizes, out_hidden_size=config.text_config.hidden_size)
+    return config
+
+
+def _save_text_model(model: Any, folder: Path) -> None:
+    """Save the text model alone, under the names and with the class of the whole one: keys of its section stand at the top of the configuration."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "visual." not in name}
+    type(model).save_pretrained(model, folder, state_dict=weights)
+    whole = json.loads((folder / "config.json").read_text())
+    kept = {key: whole[key] for key in ("architectures", "dtype", "transformers_version")}
+    text = whole["text_config"] | kept | {"model_type": whole["model_type"]}
+    (folder / "config.json").write_text(json.dumps(text))
 
 
 def expected(model: Any, prompt: list[int]) -> np.ndarray[Any, Any]:

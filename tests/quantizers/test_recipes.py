@@ -166,6 +166,32 @@ def test_what_is_never_quantized() -> None:
     assert [c.encoding for c in widened] == ["F32"] * 6 + ["I32"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "usual"), [("q2_k", "Q2_K"), ("q4_k_m", "Q4_K"), ("q6_k", "Q6_K"), ("q8_0", "Q8_0")]
+)
+def test_what_glm5_next_keeps(recipe: str, usual: str) -> None:
+    """llama.cpp gives short vectors of queries and the way into the block for the token after next Q8_0 in every mixture, and leaves what is delicate alone."""
+    eight = ("blk.9.attn_q_a.weight", "blk.9.attn_q_b.weight", "blk.9.nextn.eh_proj.weight")
+    kept = [
+        "hc_attn_fn",
+        "hc_ffn_fn",
+        "indexer.attn_q_b",
+        "indexer.attn_k",
+        "indexer.proj",
+        "indexer_compressor_gate",
+        "indexer_compressor_ape",
+    ]
+    kept += ["ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b", "ssm_beta", "attn_kv_a_mqa", "attn_k_b", "attn_v_b"]
+    names = ["blk.9.attn_q.weight", *eight, *(f"blk.9.{name}.weight" for name in kept)]
+    tensors = [TensorInfo(name, (256, 256), "BF16") for name in names]
+    for architecture, copied in (("glm5-next", len(kept)), ("glm-dsa", 0)):
+        found = {it.name: it for it in choose_types(tensors, ModelFacts(architecture, 46), RecipeRequest(recipe))}
+        assert found["blk.9.attn_q.weight"].encoding == usual
+        assert sum(it.is_copy for it in found.values()) == copied
+        if copied:
+            assert {found[name].encoding for name in eight} == {"Q8_0"}
+
+
 def test_copy_and_floats() -> None:
     tensors = [TensorInfo("blk.0.attn_q.weight", (300, 300), "BF16"), TensorInfo("output_norm.weight", (300,), "BF16")]
     facts = ModelFacts("llama", 1)

@@ -14,7 +14,8 @@ from ...architectures.names import fill_name
 from ...base import Model
 from ...metadata import Field
 from ..configuration import Values, hyper_parameter_metadata, layer_types, read_hyper_parameters
-from ..per_layer import layer_configuration, with_full_layer_keys
+from ..nested import has_key, set_key
+from ..per_layer import layer_configuration, numbered_layers, with_full_layer_keys
 from ..rope import read_rope
 from .family import Family
 from .rope import ROPE_KEYS, rebuild_rope
@@ -74,11 +75,11 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
         "model_type": architecture.model_types[0],
     }
     for parameter in architecture.hyper_parameters:
-        if parameter.config and parameter.type != "presence":
-            found.setdefault(parameter.config[0], _value(parameter, values))
+        if parameter.config and parameter.type != "presence" and not has_key(found, parameter.config[0]):
+            set_key(found, parameter.config[0], _value(parameter, values))
     for check in architecture.checks:
-        if check.holds is None and (check.config not in found or check.at_least is not None):
-            found[check.config] = _checked(check, values)
+        if check.holds is None and (not has_key(found, check.config) or check.at_least is not None):
+            set_key(found, check.config, _checked(check, values))
     for entry, layer in family.entries:
         if fill_name(entry.gguf[0], layer) in model.tensors:
             found |= entry.configuration
@@ -87,6 +88,8 @@ def _written(family: Family, model: Model) -> dict[str, Any]:
     types = layer_types(architecture, values)
     found |= {"layer_types": types} if types is not None else {}
     found |= layer_configuration(architecture, values)
+    for key, layers in _numbered(architecture, values).items():
+        set_key(found, key, layers)
     found |= rebuild_rope(architecture, values, model.metadata, model.tensors)
     found |= special_ids(model.metadata)
     return found
@@ -169,7 +172,21 @@ def _correct_layers(
             key = next((key for key in parameter.config if key in config), parameter.config[0])
             config[key] = lists[parameter.config[0]]
             changed.add(key)
+            for other, layers in _numbered(architecture, family.values).items():
+                if other in parameter.numbered:
+                    set_key(config, other, layers)
+                    changed.add(other)
     return changed
+
+
+def _numbered(architecture: Architecture, values: Values) -> dict[str, list[int]]:
+    """Return the lists that name layers by their numbers."""
+    found: dict[str, list[int]] = {}
+    for parameter in architecture.per_layer:
+        own = values.get(parameter.name)
+        if isinstance(own, tuple):
+            found |= numbered_layers(parameter, own)
+    return found
 
 
 def _flattened(original: Mapping[str, Any], architecture: Architecture) -> tuple[dict[str, Any], set[str]]:
@@ -207,8 +224,7 @@ def _differs(parameter: HyperParameter, family: Family, expected: Values) -> boo
 
 def _set(config: dict[str, Any], parameter: HyperParameter, value: object) -> None:
     """Set a hyper-parameter under the key that the configuration uses."""
-    key = next((key for key in parameter.config if key in config), parameter.config[0])
-    config[key] = value
+    set_key(config, next((key for key in parameter.config if has_key(config, key)), parameter.config[0]), value)
 
 
 def _correct_rope(

@@ -133,7 +133,11 @@ def invert_tensors(family: Family, model: Model, recorded: Recorded) -> dict[str
         arguments = {name: size.evaluate(scope) for name, size in entry.arguments.items()}
         results = TRANSFORMS[entry.transform].inverse(sources, arguments)
         if len(sources) == 1 and sources[0].name in exact:
-            results = _restored(entry, sources[0], exact[sources[0].name], arguments) or results
+            values = exact[sources[0].name]
+            known = (
+                values.reshape(results[0].shape) if values.size == results[0].row_count * results[0].columns else values
+            )
+            results = _restored(entry, sources[0], known, arguments) or results
         if entry.transform == "skip_rows" and sources[0].name in skipped:
             rows = np.asarray(skipped[sources[0].name], np.float32)
             results = (under(rows, sources[0]),) if len(rows) == arguments["first"] else results
@@ -161,7 +165,7 @@ def invert_tensors(family: Family, model: Model, recorded: Recorded) -> dict[str
 def _restored(
     entry: TensorMap, source: Tensor, values: NDArray[np.generic], arguments: Mapping[str, int]
 ) -> tuple[Tensor, ...] | None:
-    """Return the original vector, where its transform gives what the model holds; else None."""
+    """Return the original values, where their transform gives what the model holds; else None."""
     original = constant(source.name, np.asarray(values, np.float32), source.origin)
     (transformed,) = TRANSFORMS[entry.transform].forward((original,), arguments)
     same = source.shape == transformed.shape and np.array_equal(

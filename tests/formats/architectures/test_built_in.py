@@ -18,19 +18,29 @@ ALL = pytest.mark.parametrize("architecture", built_in_architectures(), ids=lamb
 # Hugging Face names that the gguf package's table lacks: already stacked experts, and the router's name beside them; older names of norms; scales; projections one by one
 _LATER = re.compile(
     r"model\.layers\.#\.mlp\.(experts\.(gate_up|down)_proj|gate\.weight)|.*\.shared_mlp\.output_linear\.weight|backbone\.layers\.#\.mixer\.experts\.\{expert\}\..*|.*\.(gamma|beta)|.*\.router\.(scale|per_expert_scale)"
-    r"|model\.altup_(unembed_)?projections\.0\.weight"
+    r"|model\.altup_(unembed_)?projections\.0\.weight|.*\.hc_(attn|ffn)_(fn|base|scale)|.*\.indexer\.index_kpool_compress_(gate|ape)"
+    r"|model\.layers\.#\.block_sparse_moe\.(gate|up|down)_proj\.weight"
 )
 
 _OTHER_STEMS = {
     "linear_attn.dt": "linear_attn.dt_proj",
     "mamba.dt": "mamba.dt_proj",
+    "self_attn.dt": "self_attn.dt_proj",
 }  # the gguf package lists a module that no checkpoint has
 _WITHOUT_SUFFIX = ("blk.3.ssm_a", "blk.3.ssm_d")
 
 
-# what llama.cpp has and this gguf package does not yet: a key, and an architecture whose names are those of another
-_LATER_KEYS = {"attention.indexer.types"}
-_LATER_ARCHITECTURES = {"deepseek32": "glm-dsa"}
+# what llama.cpp has and this gguf package does not yet: keys, and architectures whose names are those of others
+_LATER_KEYS = {
+    "attention.indexer.types",
+    "attention.indexer.kpool",
+    "attention.indexer.kpool_select_tail",
+    "hyper_connection.count",
+    "hyper_connection.sinkhorn_iterations",
+    "hyper_connection.epsilon",
+    "kda.gate_lower_bound",
+}
+_LATER_ARCHITECTURES = {"deepseek32": ("glm-dsa",), "glm5-next": ("kimi-linear", "glm-dsa")}
 
 
 def known_keys() -> set[str]:
@@ -45,25 +55,26 @@ def keys_of(group: type) -> set[str]:
     return found
 
 
-def architecture_id(name: str) -> gguf.MODEL_ARCH:
-    known = _LATER_ARCHITECTURES.get(name, name)
-    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == known)
+def name_tables(name: str) -> list[gguf.TensorNameMap]:
+    known = _LATER_ARCHITECTURES.get(name, (name,))
+    return [gguf.get_tensor_name_map(key, 4) for key, value in gguf.MODEL_ARCH_NAMES.items() if value in known]
 
 
 @ALL
 def test_names_agree_with_gguf(architecture: Architecture) -> None:
-    table = gguf.get_tensor_name_map(architecture_id(architecture.gguf), 4)
+    tables = name_tables(architecture.gguf)
+    assert tables
     compared = 0
     for entry in architecture.tensors:
         if len(entry.gguf) > 1 or _LATER.fullmatch(entry.hf[0].replace("{layer}", "#")):
             continue
         if architecture.name in ("cohere", "cohere2", "gemma", "gemma2") and entry.gguf[0] == "output.weight":
             continue  # always tied: the entry is there to leave out a stored copy
-        name = entry.hf[0].replace("{layer}", "3")
+        name = entry.hf[0].replace("{layer}", "3").replace("model.language_model.", "model.")
         if entry.per_expert:  # the gguf package lists the stacked form
             name = name.replace("experts.{expert}", "experts")
         stem, suffix = _stem(name)
-        found = table.get_name(stem)
+        found = next((found for found in (table.get_name(stem) for table in tables) if found is not None), None)
         assert (found if found in _WITHOUT_SUFFIX else f"{found}.{suffix}") == entry.gguf[0].replace("{layer}", "3")
         compared += 1
     assert compared > 7

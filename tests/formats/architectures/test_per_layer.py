@@ -125,6 +125,7 @@ def test_arrays_that_are_none_of_the_model_are_refused(field: Field) -> None:
         ("hidden", {"type": "uint32", "default": 1}, "defined twice"),
         ("new", {"type": "uint32", "default": "later"}, "mentions 'later'"),
         ("new", {"type": "uint32", "default": 1, "words": {"a": "b"}}, "whole numbers"),
+        ("new", {"type": "uint32", "default": 1, "numbered": {"lists.odd": "1"}}, "whole numbers"),
         ("new", {"type": "uint32"}, "lacks the key 'default'"),
     ],
 )

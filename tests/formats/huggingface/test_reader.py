@@ -53,7 +53,7 @@ def test_every_family_opens(name: str, tmp_path: Path, context: OpenContext) -> 
     computed = {
         output.replace("{layer}", str(layer))
         for entry in architecture_named(name).tensors
-        if entry.transform in ("add_one", "tile_decay", "fold_decay")
+        if entry.transform in ("add_one", "tile_decay", "fold_decay", "decay_column")
         for output in entry.gguf
         for layer in range(8)
     }

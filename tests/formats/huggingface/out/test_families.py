@@ -11,7 +11,7 @@ import pytest
 from conversions import convert_without_source
 from numpy.typing import NDArray
 from safetensors import safe_open
-from transformers_models import CASES, PROMPTS, Case, expected, save
+from transformers_models import CASES, PROMPTS, Case, expected, save, text_alone
 
 import qconv
 
@@ -47,7 +47,7 @@ def loaded(folder: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder)
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:  # a class that is published inside of another only
         kind = getattr(transformers, config.architectures[0])
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+    return kind.from_pretrained(folder, config=text_alone(config), dtype=torch.float32).eval()
 
 
 def assert_close(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> None:
