@@ -65,8 +65,6 @@ LOWEST, HIGHEST = 127.0, 113.0  # magnitudes of the outermost levels
 CODE = (7.88341, 0.0866481, -3.30473e-06, -3.80015e-06, 6.3592e-10, 2.67205e-10, -9.40468e-14, -8.8518e-15)
 ROUNDER = 1.5 * 2**23  # added to a small number, it rounds it to an integer, which the lowest bits hold then
 
-# by effort: where the outermost weight lies at first, relative to the outermost level, and how far apart trials are
-FIRST, STEP, TRIES = (1.0, 0.96, 0.94), (0.06, 0.04, 0.02), (3, 6, 18)
 
 UNITS = 40  # trials of IQ4_XS's ``d``
 ROUNDS = (1, 2, 4)  # of trying factors and fitting ``d``, by effort
@@ -176,33 +174,39 @@ def _extremes(work: FloatArray) -> tuple[Floats, Floats, Floats]:
 
 
 @inlined
-def _search(work: FloatArray, levels: FloatArray, effort: int, halves: bool) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the best scale found, rounded to float16 if ``halves``, its error, its curvature, and the error of a scale of zero."""
+def _search(
+    work: FloatArray, levels: FloatArray, starts: FloatArray, both_ways: int, halves: bool
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the best scale found, rounded to float16 if ``halves``, its error, its curvature, and the error of a scale of zero.
+
+    Each of ``starts`` is where the outermost weight lies at first, relative to the outermost level. The first ``both_ways`` are tried in
+    both directions, the others in the better one, and at last the best scale itself.
+    """
     above, below, energy = _extremes(work)
     upright = v.maximum(above * (1 / HIGHEST), below * (1 / LOWEST))
     mirrored = -v.maximum(above * (1 / LOWEST), below * (1 / HIGHEST))
     best, least, curvature = v.splat(0), energy, v.splat(0)
-    for direction in range(2):
-        outermost = mirrored if direction == 0 else upright
-        found, smallest, steepness = v.splat(0), energy, v.splat(0)
-        for trial in range(TRIES[effort] + 1):
-            scale = outermost * np.float32(1 / (FIRST[effort] + STEP[effort] * trial))
-            if trial == TRIES[effort]:
-                scale = found
-            rr, rl, ll = _residuals(work, scale, levels)
-            if trial == TRIES[effort]:
-                # residuals of the very scale tell its error without the rounding of a correction
-                smallest, steepness = v.select(scale == 0, energy, scale * scale * rr), ll
-            fitted = scale + scale * v.select(ll > 0, rl / ll, 0)
-            if halves:
-                fitted = nearest_half(fitted)
-            error = _error(scale, fitted, rr, rl, ll)
-            better = error < smallest
-            found, smallest = v.select(better, fitted, found), v.select(better, error, smallest)
-            steepness = v.select(better, ll, steepness)
-        better = smallest < least
-        best, least = v.select(better, found, best), v.select(better, smallest, least)
-        curvature = v.select(better, steepness, curvature)
+    direction = upright
+    last = starts.size + both_ways
+    for trial in range(last + 1):
+        if trial < 2 * both_ways:
+            scale = (upright if trial & 1 else mirrored) * (1 / starts[trial >> 1])
+        elif trial < last:
+            scale = direction * (1 / starts[trial - both_ways])
+        else:
+            scale = best
+        rr, rl, ll = _residuals(work, scale, levels)
+        if trial == last:
+            # residuals of the very scale tell its error without the rounding of a correction
+            least, curvature = v.select(scale == 0, energy, scale * scale * rr), ll
+        fitted = scale + scale * v.select(ll > 0, rl / ll, 0)
+        if halves:
+            fitted = nearest_half(fitted)
+        error = _error(scale, fitted, rr, rl, ll)
+        better = error < least
+        best, least = v.select(better, fitted, best), v.select(better, error, least)
+        curvature = v.select(better, ll, curvature)
+        direction = v.select(best < 0, mirrored, upright)
     return best, least, curvature, energy
 
 
@@ -255,9 +259,10 @@ def _encode_nl(
     rows: FloatArray,
     columns: int,
     importance: FloatArray,
-    effort: int,
     objective: int,
     levels: FloatArray,
+    starts: FloatArray,
+    both_ways: int,
     codes: IntArray,
     out: ByteArray,
 ) -> None:
@@ -269,7 +274,7 @@ def _encode_nl(
         if objective == GGML:
             _weigh_by_deviation(work)
         balance(work, LENGTH)
-        scale, _, _, _ = _search(work, levels, effort, True)
+        scale, _, _, _ = _search(work, levels, starts, both_ways, True)
         v.store(work, _SCALES, scale)
         for lane in range(min(v.LANES, count - first)):
             start = (first + lane) * NL_BYTES
@@ -357,9 +362,11 @@ def _encode_xs(
     rows: FloatArray,
     columns: int,
     importance: FloatArray,
-    effort: int,
+    rounds: int,
     objective: int,
     levels: FloatArray,
+    starts: FloatArray,
+    both_ways: int,
     codes: IntArray,
     out: ByteArray,
 ) -> None:
@@ -367,11 +374,11 @@ def _encode_xs(
     count = rows.size // SUPERBLOCK
     for first in range(0, count, 2):
         load_weighted(rows, columns, importance, objective, SPREAD, first, LENGTH, work)
-        scale, _, curvature, energy = _search(work, levels, effort, False)
+        scale, _, curvature, energy = _search(work, levels, starts, both_ways, False)
         d, factors = _choose_unit(scale, curvature)
         least = superblock_sum(energy, 8)
         best, best_factors = v.splat(0), v.splat(0)
-        for _ in range(ROUNDS[effort]):
+        for _ in range(rounds):
             d, factors, error = _refine(work, levels, d, factors, energy)
             better = error < least
             best, best_factors = v.select(better, d, best), v.select(better, factors, best_factors)
@@ -382,18 +389,30 @@ def _encode_xs(
             _pack_superblock(work, part, codes, out, (first + part) * XS_BYTES)
 
 
+# by effort: where the outermost weight lies at first, relative to the outermost level, and how many of these are tried in both directions
+_FEW, _SEVERAL = "1.0 1.06 1.12", "1.0 1.08 1.14 0.96 1.04 1.11"
+_MANY = "0.94 0.96 0.98 1.0 1.02 1.04 1.06 1.08 1.1 1.12 1.14 1.16 1.18 1.2 1.22 1.24 1.26 1.28"
+_STARTS = {
+    "IQ4_NL": ((_FEW, 3), (_SEVERAL, 6), (_MANY, 18)),
+    "IQ4_XS": ((_FEW, 3), (_SEVERAL, 3), (_MANY, 18)),
+}
+
+
 @cache
 def codec(name: str) -> Codec:
     """Return the codec of IQ4_NL or IQ4_XS."""
     pairs, levels, codes = _tables()
-    decode_kernel, encode_kernel = {"IQ4_NL": (_decode_nl, _encode_nl), "IQ4_XS": (_decode_xs, _encode_xs)}[name]
+    starts = [(np.array(text.split(), np.float32), both_ways) for text, both_ways in _STARTS[name]]
 
     def decode(data: ByteArray, out: FloatArray) -> None:
-        decode_kernel(data, pairs, out)
+        (_decode_nl if name == "IQ4_NL" else _decode_xs)(data, pairs, out)
 
     def encode(
         rows: FloatArray, columns: int, importance: FloatArray, effort: int, objective: int, out: ByteArray
     ) -> None:
-        encode_kernel(rows, columns, importance, effort, objective, levels, codes, out)
+        if name == "IQ4_NL":
+            _encode_nl(rows, columns, importance, objective, levels, *starts[effort], codes, out)
+        else:
+            _encode_xs(rows, columns, importance, ROUNDS[effort], objective, levels, *starts[effort], codes, out)
 
     return block_codec(decode, encode)

@@ -36,7 +36,8 @@ from .superblocks import STAGED, SUPERBLOCK, balance, load_group, weigh_by_devia
 from .symmetric_search import INVERSE, LENGTH, SCALE, SYMMETRIC_SCRATCH, symmetric_code, symmetric_search
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Ints, Real
+    from .simd import ByteArray, FloatArray, Ints
+    from .simd_values import Real
 
 __all__ = ["codec"]
 

@@ -111,7 +111,8 @@ def _emit_lookup(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     base = context.make_array(signature.args[0])(context, builder, args[0]).data
     if _PERMUTES == "avx512f":
         return _permuted(builder, "llvm.x86.avx512.permvar.sf.512", base, 0, LANES, index)
-    half = LANES // 2  # such a permutation takes the three lowest bits of the index; the fourth tells which half of the table is meant
+    half = LANES // 2
+    # such a permutation takes the three lowest bits of the index; the fourth tells which half of the table is meant
     picked = []
     for first in (0, half):
         lanes = lowering.lanes_constant(range(first, first + half))

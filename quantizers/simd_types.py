@@ -226,20 +226,19 @@ def host_converts_halves() -> bool:
 
     Without them LLVM calls a runtime routine that is not there on x86, and the process dies; so they are spelled out then.
     """
-    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
-        return "+f16c" in (numba.config.CPU_FEATURES or "")
-    if llvmlite.binding.get_default_triple().startswith(("aarch64", "arm64")):
-        return True
-    return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
+    chosen = bool(numba.config.CPU_NAME or numba.config.CPU_FEATURES)
+    return _has("f16c") or (not chosen and llvmlite.binding.get_default_triple().startswith(("aarch64", "arm64")))
 
 
 def host_permutes() -> str | None:
     """Return ``"avx512f"`` or ``"avx2"`` where the CPU that numba compiles for permutes the lanes of registers, else None."""
-    chosen = numba.config.CPU_FEATURES or "" if numba.config.CPU_NAME or numba.config.CPU_FEATURES else None
-    for feature in ("avx512f", "avx2"):
-        if f"+{feature}" in chosen if chosen is not None else llvmlite.binding.get_host_cpu_features().get(feature, False):
-            return feature
-    return None
+    return next((feature for feature in ("avx512f", "avx2") if _has(feature)), None)
+
+
+def _has(feature: str) -> bool:
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+        return f"+{feature}" in (numba.config.CPU_FEATURES or "")
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature, False))
 
 
 def _constant_like(value: Any, number: int) -> Any:

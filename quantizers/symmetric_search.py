@@ -18,7 +18,8 @@ from .kernel import inlined, merged
 from .superblocks import GROUP_SCRATCH, W, X
 
 if TYPE_CHECKING:
-    from .simd import FloatArray, Floats, Real
+    from .simd import FloatArray, Floats
+    from .simd_values import Real
 
 __all__ = ["INVERSE", "LENGTH", "SCALE", "SYMMETRIC_SCRATCH", "symmetric_code", "symmetric_search"]
 

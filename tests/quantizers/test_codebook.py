@@ -6,10 +6,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 from qconv_encodings import ENCODINGS
 
 from qconv.quantizers import codebook_tables as ct
+from qconv.quantizers import iq4
 from qconv.quantizers import simd as v
 from qconv.quantizers.codebook import load_codebook
 from qconv.quantizers.codebook_points import FLOAT_ROOM, INT_ROOM, PICKS, SHIFTS, measure_eight, measure_four
@@ -144,3 +146,12 @@ def test_weights_that_a_block_can_hold_are_almost_kept(name: str) -> None:
     again = encoding.decode(encoding.encode(rows, importance))
     first, second = (float(((a - b) ** 2).sum()) for a, b in ((usual, rows), (rows, again)))
     assert second < 0.25 * first
+
+
+def test_the_polynomial_of_iq4_meets_the_boundaries_between_levels() -> None:
+    levels = np.array(IQ4_NL.kvalues, np.float32)
+    boundaries = (levels[1:] + levels[:-1]) / 2
+    np.testing.assert_allclose(np.polynomial.polynomial.polyval(boundaries, iq4.CODE), np.arange(15) + 0.5, atol=0.012)
+    everywhere = np.polynomial.polynomial.polyval(np.linspace(-iq4.LOWEST, iq4.HIGHEST, 10_001), iq4.CODE)
+    assert (np.diff(everywhere) > 0).all()
+    assert np.rint(everywhere[[0, -1]]).tolist() == [0, 15]

@@ -29,6 +29,16 @@ data = np.random.default_rng(0).integers(0, 256, (8, encoding.block_bytes), np.u
 sys.stdout.buffer.write(encoding.decode(data).tobytes())
 """
 
+# what another process compiles and does not run
+LOOKUP = """
+import numpy as np
+from qconv.quantizers import compiler, machine_code, simd as v
+def look(table, index, out):
+    v.store(out, 0, v.lookup(table, v.load_int(index, 0)))
+kinds = machine_code.types_of([np.empty(16, kind) for kind in "fif"])
+print(len(compiler.compile_kernel(look, kinds).data))
+"""
+
 
 def _decode_elsewhere(folder: Path, **environment: str) -> bytes:
     """Run ``SCRIPT`` in a process of its own, with a cache of its own."""
@@ -149,6 +159,14 @@ def test_a_cpu_without_float16_instructions_decodes_alike(tmp_path: Path) -> Non
         poor = _decode_elsewhere(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     ours = np.frombuffer(_decode_elsewhere(tmp_path / "own"), np.float32)
     assert np.array_equal(np.frombuffer(poor, np.float32), ours, equal_nan=True)
+
+
+@pytest.mark.parametrize("feature", ["", "+avx2", "+avx512f"])
+def test_a_lookup_compiles_for_every_kind_of_cpu(feature: str) -> None:
+    x86 = os.uname().machine == "x86_64"
+    chosen = {"NUMBA_CPU_NAME": "x86-64-v2" if x86 else "generic", "NUMBA_CPU_FEATURES": feature if x86 else ""}
+    done = subprocess.run([sys.executable, "-c", LOOKUP], env=os.environ | chosen, check=True, capture_output=True)
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])

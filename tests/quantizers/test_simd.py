@@ -38,11 +38,12 @@ def _arithmetic(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     v.store(out, 240, v.gather_float(a, v.lane_indices() ^ 3))
     v.store(out, 256, v.join_low(x, y))
     v.store(out, 272, v.join_high(x, y))
+    v.store(out, 288, v.lookup(b, v.lane_indices() * 5 - 48))
 
 
 def test_float_operations_agree_with_numpy() -> None:
     a, b = FLOATS, np.roll(FLOATS, 5) + np.float32(0.25)
-    out = np.empty(288, np.float32)
+    out = np.empty(304, np.float32)
     _arithmetic(a, b, out)
     one, two = np.float32(1), np.float32(2)
     pairs = np.stack([a, b], 1).reshape(-1)
@@ -50,9 +51,9 @@ def test_float_operations_agree_with_numpy() -> None:
         *(a + b, a - b, a * b, a / b, two * a + one, -a, np.minimum(a, b), np.maximum(a, np.float32(0.5))),
         *(np.floor(a), np.rint(a), np.abs(a), np.sqrt(np.abs(a)), np.where((a < b) & (a != 0), a, b)),
         *(pairs[:16], pairs[16:], a[np.arange(16) ^ 3]),
-        *(np.append(a[:8], b[:8]), np.append(a[8:], b[8:])),
+        *(np.append(a[:8], b[:8]), np.append(a[8:], b[8:]), b[np.arange(16) * 5 % 16]),
     ]
-    np.testing.assert_array_equal(out.reshape(18, 16), np.array(expected))
+    np.testing.assert_array_equal(out.reshape(19, 16), np.array(expected))
 
 
 @kernel
