@@ -168,7 +168,7 @@ def _common_steps(
     quarter and an eighth of it: a lone large number is met more closely where float16 has more digits. The two searches share
     a loop because either is one long chain of dependent operations.
     """
-    tries = min(8, largest // 2)
+    tries = 4
     largest_scale = _largest_that_counts(scale, scale_curvature, subblocks)
     largest_minimum = _largest_that_counts(minimum, minimum_curvature, subblocks)
     best_scale = v.splat(_HUGE)

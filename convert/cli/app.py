@@ -122,7 +122,10 @@ def main() -> None:
         sys.exit(_fail(str(error), 1))
     except KeyboardInterrupt:
         sys.exit(_interrupted())
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # what is left is left to the system: it is quicker at it than a last search for garbage
 
 
 class _Commands(TyperGroup):

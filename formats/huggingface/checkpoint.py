@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import FormatError, MissingFileError
-from ..pickles import read_pickled_checkpoint
 from ..positional import PositionalFile
 from ..stored import StoredTensor
 from .json_files import read_json_object
@@ -46,10 +45,14 @@ class WeightFiles:
         return others or tuple(found)
 
 
+def _read_pickled(file: Path) -> Mapping[str, StoredTensor]:
+    from ..pickles import read_pickled_checkpoint  # only old folders need its many modules
+
+    return read_pickled_checkpoint(file).tensors
+
+
 _SAFETENSORS = WeightFiles("model", ".safetensors", "*.safetensors", lambda file: read_header(file)[0])
-_PICKLES = WeightFiles(
-    "pytorch_model", ".bin", "pytorch_model*.bin", lambda file: read_pickled_checkpoint(file).tensors
-)
+_PICKLES = WeightFiles("pytorch_model", ".bin", "pytorch_model*.bin", _read_pickled)
 CONSOLIDATED = WeightFiles("consolidated", ".safetensors", "consolidated*.safetensors", _SAFETENSORS.read)
 """Those of Mistral's own form."""
 
