@@ -45,7 +45,7 @@ class WeightFiles:
         return others or tuple(found)
 
 
-def _read_pickled(file: Path) -> Mapping[str, StoredTensor]:
+def _read_pickled(file: PositionalFile) -> Mapping[str, StoredTensor]:
     from ..pickles import read_pickled_checkpoint  # only old folders need its many modules
 
     return read_pickled_checkpoint(file).tensors
