@@ -9,7 +9,7 @@ coordinate ``q`` of a point and a constant ``unit``. The search keeps one sub-bl
 3. *rounds*: each factor and its neighbours are tried, points are chosen exactly, and ``d`` is fitted to all points of the super-block.
    The round that leaves the least error, measured with ``d`` rounded, stays;
 4. where there were several rounds, points are chosen exactly for the scales that stayed;
-5. in the objective ``ggml``, ``d`` is fitted once more, with the error along the weights counted several times (:func:`_fit_along`).
+5. in the objective ``ggml``, ``d`` is fitted once more, with the error along the weights counted several times (:func:`fit_along`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ __all__ = [
     "Search",
     "codebook_codec",
     "factor_code",
+    "fit_along",
     "load_weighted",
     "nearest_half",
     "room",
@@ -284,7 +285,7 @@ def _choose_unit(scale: Floats, steepness: Floats, subblocks: int, top: int, tri
 
 
 @inlined
-def _fit_along(projection: Floats, square: Floats, energy: Floats, step: Floats) -> Floats:
+def fit_along(projection: Floats, square: Floats, energy: Floats, step: Floats) -> Floats:
     """Return the ``step``, a float16, that leaves the least error if what is left along the weights counts :data:`ALONG` times.
 
     Least squares leave ``x - y`` at right angles to the decoded ``y``, so ``y`` is ``x`` shrunk by the share of its energy that is lost, plus noise.
@@ -354,6 +355,6 @@ def search_scales(
         square = superblock_sum(grain * grain * sums.qq, subblocks)
         projection = best * square + superblock_sum(grain * sums.rq, subblocks)
     if objective == GGML:
-        best = _fit_along(projection, square, superblock_sum(energy, subblocks), best)
+        best = fit_along(projection, square, superblock_sum(energy, subblocks), best)
     v.store(work, UNITS, best)
     v.store(work, _FACTORS, best_factor)

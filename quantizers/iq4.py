@@ -40,7 +40,7 @@ from gguf.quants import IQ4_NL
 from . import simd as v
 from .base import Codec
 from .codebook import load_word, store_word
-from .codebook_search import load_weighted, nearest_half, where_most
+from .codebook_search import fit_along, load_weighted, nearest_half, where_most
 from .kernel import GGML, PLAIN, block_codec, inlined, kernel, scratch
 from .superblocks import GROUP_SCRATCH, STAGED, SUPERBLOCK, W, X, balance, superblock_sum
 
@@ -214,6 +214,14 @@ def _search(
 
 
 @inlined
+def _lengthened(step: Floats, product: Floats, square: Floats, energy: Floats) -> Floats:
+    """Return a float16 step of either sign by :func:`fit_along`, from sums of ``w (x / step) z``, ``w z z`` and ``w x x``, where ``step * z`` is decoded."""
+    magnitude = v.absolute(step)
+    longer = fit_along(magnitude * product, square, energy, magnitude)
+    return v.select(step < 0, -longer, longer)
+
+
+@inlined
 def _pack_codes(work: FloatArray, staged: int, scale: float, codes: IntArray, out: ByteArray, place: int) -> None:
     """Write the 16 bytes of the codes that are nearest at ``scale`` to the 32 weights at ``staged``."""
     inverse = _inverse(v.splat(scale))
@@ -274,7 +282,10 @@ def _encode_nl(
         if objective == GGML:
             _weigh_by_deviation(work)
         balance(work, LENGTH)
-        scale, _, _, _ = _search(work, levels, starts, both_ways, True)
+        scale, _, _, energy = _search(work, levels, starts, both_ways, True)
+        if objective == GGML:
+            _, rl, ll = _residuals(work, scale, levels)
+            scale = _lengthened(scale, rl + ll, ll, energy)
         v.store(work, _SCALES, scale)
         for lane in range(min(v.LANES, count - first)):
             start = (first + lane) * NL_BYTES
@@ -383,6 +394,11 @@ def _encode_xs(
             better = error < least
             best, best_factors = v.select(better, d, best), v.select(better, factors, best_factors)
             least = v.select(better, error, least)
+        if objective == GGML:
+            _, rl, ll = _residuals(work, best * best_factors, levels)
+            squares = best_factors * best_factors
+            square = superblock_sum(squares * ll, 8)
+            best = _lengthened(best, superblock_sum(squares * rl, 8) + square, square, superblock_sum(energy, 8))
         v.store(work, _SCALES, best)
         v.store(work, _FACTORS, best_factors)
         for part in range(min(2, count - first)):

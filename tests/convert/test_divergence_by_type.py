@@ -34,8 +34,6 @@ FAMILIES = {
     "microscaling, pure": ("MXFP4", "NVFP4"),
 }
 SAME_WEIGHTS = {"floats", "ternary"}  # the example is BF16; two packings of the same three values
-# both round to the same 16 levels in blocks of 32; scales of 16 bits instead of 6 gain less than chance moves one rounding
-AS_GOOD = {("IQ4_XS", "IQ4_NL"): 0.03}
 LIMITS = {"Q8_0": 1e-3, "Q6_K": 1e-2}
 CUT = Cut(64)  # twelve windows, 372 predictions
 
@@ -75,11 +73,11 @@ def test_divergence_falls_with_bits(divergence: Callable[[str, bool], float], fa
     kinds = FAMILIES[family]
     found = [divergence(kind, family.endswith("pure")) for kind in kinds]
     print({kind: f"{value:.6f}" for kind, value in zip(kinds, found, strict=True)})
-    for kind, after, value, following in zip(kinds, kinds[1:], found, found[1:], strict=False):
+    for kind, value, following in zip(kinds, found, found[1:], strict=False):
         if family in SAME_WEIGHTS:
             assert abs(value - following) < 1e-6, kind
         else:
-            assert value * (1 + AS_GOOD.get((kind, after), 0)) > following, kind
+            assert value > following, kind
     for kind, value in zip(kinds, found, strict=True):
         assert value < LIMITS.get(kind, np.inf), kind
 
