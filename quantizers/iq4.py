@@ -27,6 +27,7 @@ bytes    4      4 bytes: low nibbles of the factors, the even sub-block's first
 least-squares correction for these codes; the error of the corrected scale follows from the same sums. Trials begin at scales that put
 the outermost weight at or a little beyond the outermost level, in both directions. IQ4_XS then chooses ``d`` for the eight scales that
 were found, tries the factors on both sides with their true error, fits ``d`` to all codes of the super-block, and keeps what is better.
+At last, in the objective ``ggml``, the scale or ``d`` is lengthened along the weights (:func:`.codebook_search.fit_along`).
 """
 
 from __future__ import annotations
