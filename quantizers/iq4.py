@@ -43,7 +43,7 @@ from .base import Codec
 from .codebook import load_word, store_word
 from .codebook_search import fit_along, load_weighted, nearest_half, where_most
 from .kernel import GGML, PLAIN, block_codec, inlined, kernel, scratch
-from .superblocks import GROUP_SCRATCH, STAGED, SUPERBLOCK, W, X, balance, superblock_sum
+from .superblocks import GROUP_SCRATCH, STAGED, SUPERBLOCK, W, X, balance, superblock_max, superblock_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -215,10 +215,23 @@ def _search(
 
 
 @inlined
-def _lengthened(step: Floats, product: Floats, square: Floats, energy: Floats) -> Floats:
-    """Return a float16 step of either sign by :func:`fit_along`, from sums of ``w (x / step) z``, ``w z z`` and ``w x x``, where ``step * z`` is decoded."""
+def _peak(work: FloatArray) -> Floats:
+    """Return the largest ``w x x`` of each lane."""
+    peak = v.splat(0)
+    for place in range(LENGTH):
+        x = v.load(work, X + place * v.LANES)
+        peak = v.maximum(peak, v.load(work, W + place * v.LANES) * x * x)
+    return peak
+
+
+@inlined
+def _lengthened(step: Floats, product: Floats, square: Floats, energy: Floats, peak: Floats) -> Floats:
+    """Return a float16 step of either sign by :func:`fit_along`, from sums of ``w (x / step) z``, ``w z z`` and ``w x x``, where ``step * z`` is decoded.
+
+    Where one weight, whose ``w x x`` is ``peak``, outweighs all others, the step is left as it is: that weight is not shrunk.
+    """
     magnitude = v.absolute(step)
-    longer = fit_along(magnitude * product, square, energy, magnitude)
+    longer = v.select(2 * peak > energy, magnitude, fit_along(magnitude * product, square, energy, magnitude))
     return v.select(step < 0, -longer, longer)
 
 
@@ -286,7 +299,7 @@ def _encode_nl(
         scale, _, _, energy = _search(work, levels, starts, both_ways, True)
         if objective == GGML:
             _, rl, ll = _residuals(work, scale, levels)
-            scale = _lengthened(scale, rl + ll, ll, energy)
+            scale = _lengthened(scale, rl + ll, ll, energy, _peak(work))
         v.store(work, _SCALES, scale)
         for lane in range(min(v.LANES, count - first)):
             start = (first + lane) * NL_BYTES
@@ -399,7 +412,8 @@ def _encode_xs(
             _, rl, ll = _residuals(work, best * best_factors, levels)
             squares = best_factors * best_factors
             square = superblock_sum(squares * ll, 8)
-            best = _lengthened(best, superblock_sum(squares * rl, 8) + square, square, superblock_sum(energy, 8))
+            product, peak = superblock_sum(squares * rl, 8) + square, superblock_max(_peak(work), 8)
+            best = _lengthened(best, product, square, superblock_sum(energy, 8), peak)
         v.store(work, _SCALES, best)
         v.store(work, _FACTORS, best_factors)
         for part in range(min(2, count - first)):
