@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 
 from ..errors import ModelError, UnknownArchitectureError
-from ..formats.architectures import Architecture, Expression, HyperParameter, Mark, built_in_architectures
+from ..formats.architectures import Architecture, Expression, HyperParameter, answering, bears, built_in_architectures
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
@@ -143,10 +143,10 @@ def _rotated_size(architecture: Architecture, values: Values, head_size: int) ->
 def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     """Return the description: by ``general.architecture``, and where families share it, by the mark of one, or the one without."""
     name = model.architecture
-    fitting = [item for item in known if item.gguf == name]
+    fitting = answering(known, name, model.metadata)
     if len(fitting) > 1:
-        marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
-        fitting = marked or [item for item in fitting if item.mark is None]
+        marked = [item for item in fitting if item.mark is not None and bears(model.metadata, name, item.mark)]
+        fitting = marked[:1] or [item for item in fitting if item.mark is None]
     if all(isinstance(item.runtime, str) for item in fitting):
         fitting = fitting[:1]  # none of them runs, for reasons of their own
     if len(fitting) != 1:
@@ -156,10 +156,6 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
             remedy=f"Known: {', '.join(sorted({item.gguf for item in known}))}.",
         )
     return fitting[0]
-
-
-def _bears(model: Model, name: str, mark: Mark) -> bool:
-    return (get_integer(model.metadata, f"{name}.{mark.key}", model.path) or 0) >= mark.at_least
 
 
 def _hyper_parameters(model: Model, architecture: Architecture) -> tuple[Values, Layered]:
