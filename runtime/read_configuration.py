@@ -11,6 +11,7 @@ from ..formats.architectures import Architecture, Expression, HyperParameter, an
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
+from ..formats.strange_keys import note_strange_keys
 from .configuration import Configuration, Layered
 from .configuration_parts import (
     Values,
@@ -113,6 +114,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         streams=size("streams", 1),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
+        notes=note_strange_keys(architecture, model.metadata, {**values, **layered}),
     )
 
 
