@@ -26,6 +26,7 @@ import numpy as np
 from ..errors import ModelError
 from .architectures import Architecture, RuntimeFacts, parse_expression
 from .metadata import Field
+from .window_patterns import PATTERN_KEY, period_of
 
 __all__ = ["note_strange_keys", "strange_keys"]
 
@@ -125,6 +126,8 @@ def _is_understood(
             return isinstance(field.value, int) and field.value in _GATINGS[facts.expert_gating]
         return key in known or bool(field.value) == (facts.expert_gating == "softmax_top_k_normalised")
     table = _without_effect()
+    if key == PATTERN_KEY and isinstance(facts, RuntimeFacts) and facts.sliding_period is not None:
+        return period_of(field) == facts.sliding_period.evaluate(values)
     if key in known or key in table.never or key.startswith(table.parts):
         return True
     if key.startswith("rope.") and architecture.rope is None:

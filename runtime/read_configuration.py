@@ -12,6 +12,7 @@ from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
 from ..formats.strange_keys import note_strange_keys
+from ..formats.window_patterns import with_period
 from .configuration import Configuration, Layered
 from .configuration_parts import (
     Values,
@@ -36,6 +37,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     """
     known = built_in_architectures() if architectures is None else tuple(architectures)
     architecture = _choose(model, known)
+    model = with_period(architecture, model)
     facts = architecture.runtime
     if isinstance(facts, str):
         raise ModelError(

@@ -16,6 +16,7 @@ from ...architectures.transforms import constant
 from ...base import Model, Tensor
 from ...metadata import Field
 from ...rounded import exact_values, skipped_rows
+from ...window_patterns import with_period
 from ..configuration import Values
 from .source import Recorded
 from .values import recover_values
@@ -80,6 +81,7 @@ def _preference(
 
 def _fit(architecture: Architecture, model: Model, recorded: Recorded, config: Mapping[str, Any] | None) -> Family:
     section = (config or {}).get(architecture.config_section) if architecture.config_section else None
+    model = with_period(architecture, model)
     values = recover_values(architecture, model, section if isinstance(section, dict) else config)
     if not model.tensors:
         return Family(architecture, values, ())
