@@ -45,6 +45,7 @@ _ROPE: Final = (
 # llama.cpp's numbers: none said, softmax, sigmoid, softmax of the chosen; the last is the second where weights are divided by their sum
 _GATING_KEY: Final = "expert_gating_func"
 _GATINGS: Final = {"softmax": (0, 1), "sigmoid": (0, 2), "softmax_top_k_normalised": (0, 1, 3)}
+_LOG_MULTIPLIER: Final = "rope.scaling.yarn_log_multiplier"
 _NORM_KEY: Final = "expert_weights_norm"
 
 
@@ -99,7 +100,7 @@ def _known_keys(architecture: Architecture) -> Iterator[str]:
         return
     yield from _ROPE
     if rope.log_multiplier:
-        yield "rope.scaling.yarn_log_multiplier"
+        yield _LOG_MULTIPLIER
     if rope.local_theta is not None:
         yield "rope.freq_base_swa"
     if rope.local_dimensions is not None:
@@ -126,6 +127,8 @@ def _is_understood(
             return isinstance(field.value, int) and field.value in _GATINGS[facts.expert_gating]
         return key in known or bool(field.value) == (facts.expert_gating == "softmax_top_k_normalised")
     table = _without_effect()
+    if key == _LOG_MULTIPLIER and architecture.rope is not None and architecture.rope.temperature:
+        return key in known or field.value in (0, 1)  # Ministral 3's: whether cosines and sines are left as they are
     if key == PATTERN_KEY and isinstance(facts, RuntimeFacts) and facts.sliding_period is not None:
         return period_of(field) == facts.sliding_period.evaluate(values)
     if key in known or key in table.never or key.startswith(table.parts):

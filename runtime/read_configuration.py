@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+
+import numpy as np
 
 from ..errors import ModelError, UnknownArchitectureError
 from ..formats.architectures import Architecture, Expression, HyperParameter, answering, bears, built_in_architectures
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
+from ..formats.metadata import Field
 from ..formats.strange_keys import note_strange_keys
 from ..formats.window_patterns import with_period
 from .configuration import Configuration, Layered
@@ -194,7 +197,8 @@ def _model_values(model: Model, architecture: Architecture) -> Values:
 
 def _metadata_value(model: Model, architecture: Architecture, parameter: HyperParameter) -> bool | int | float | None:
     get = {"uint32": get_integer, "float32": get_number}.get(parameter.type, get_flag)
-    read = [get(model.metadata, f"{architecture.gguf}.{key}", model.path) for key in parameter.keys]
+    keys = [f"{architecture.gguf}.{key}" for key in parameter.keys]
+    read = [get(_one_for_all(model.metadata, key), key, model.path) for key in keys]
     found = {value for value in read if value is not None}
     if len(found) > 1:
         raise ModelError(
@@ -203,3 +207,12 @@ def _metadata_value(model: Model, architecture: Architecture, parameter: HyperPa
         )
     value = next(iter(found), None)
     return float(value) if value is not None and parameter.type == "float32" else value
+
+
+def _one_for_all(metadata: Mapping[str, Field], key: str) -> Mapping[str, Field]:
+    """Return the metadata, or the one number at ``key`` where that is an array of nothing else, as for Granite 4 without state spaces."""
+    field = metadata.get(key)
+    if field is None or field.element is None or not isinstance(field.value, np.ndarray):
+        return metadata
+    different = np.unique(field.value)
+    return {key: Field(field.element, different[0].item())} if len(different) == 1 else metadata

@@ -18,7 +18,7 @@ from qconv.errors import ModelError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import open_huggingface
-from qconv.formats.metadata import Field, ValueType, numbers, uint32
+from qconv.formats.metadata import Field, ValueType, float32, numbers, uint32
 from qconv.formats.window_patterns import PATTERN_KEY, period_of
 from qconv.runtime.forward import forward
 from qconv.runtime.network import load_network
@@ -73,6 +73,32 @@ def test_they_are_the_same_model(name: str, tmp_path: Path, context: OpenContext
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[key], other[key]) for key in one)
     assert (tmp_path / "back" / "config.json").read_text() == (tmp_path / "wanted" / "config.json").read_text()
+
+
+@pytest.mark.oracles
+def test_ministral_says_by_another_key_that_yarn_leaves_cosines_alone(tmp_path: Path, context: OpenContext) -> None:
+    """llama.cpp's converter writes a multiplier of logits, which takes yarn's factor from cosines and sines in this family."""
+    import transformers
+
+    reference = save(tmp_path / "model", next(item for item in CASES if item.name == "mistral3"))
+    with open_huggingface(tmp_path / "model", context) as opened:
+        plain = without_source(opened)
+    scaling = "mistral3.rope.scaling."
+    kept = {key: field for key, field in plain.metadata.items() if key != f"{scaling}attn_factor"}
+    assert len(kept) < len(plain.metadata)
+    with open_huggingface(tmp_path / "model", context) as opened:
+        changed = replace(opened, metadata={**kept, f"{scaling}yarn_log_multiplier": float32(1.0)})
+        path = write_f32(tmp_path / "model.gguf", changed)
+    with open_gguf(path, CONTEXT) as model:
+        network = load_network(model)
+        ours = [log_softmax(block.logits) for prompt in PROMPTS for block in forward(network, [prompt])]
+        write_model(model, tmp_path / "back", "hf")
+    assert network.notes == ()
+    again = transformers.Ministral3ForCausalLM.from_pretrained(tmp_path / "back").eval()
+    for prompt, found in zip(PROMPTS, ours, strict=True):
+        wanted = expected(reference, prompt)
+        for one in (found, log_softmax(logits(path, prompt)), expected(again, prompt)):
+            assert np.abs(one - wanted).max() < ROUNDING
 
 
 @pytest.mark.parametrize(
