@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import EncodingError, ModelError
-from ..formats.architectures import TRANSFORMS, whole
+from ..formats.architectures import TRANSFORMS, answering, whole
 from ..formats.architectures.names import fill_name
 from ..formats.base import Model, OpenContext, Tensor
 from ..formats.huggingface.out.prepare import family_of, prepare_for_huggingface
@@ -153,7 +153,7 @@ def expert_by_expert(model: Model, context: OpenContext) -> Model:
     """Return a model that goes back to Hugging Face's form with a name for each expert, though its source had them in stacks."""
     key = f"{PREFIX}names"
     recorded = read_recorded(model.metadata)
-    named = [it for it in context.architectures.values() if it.gguf == model.architecture]
+    named = answering(context.architectures.values(), model.architecture or "", model.metadata)
     forms = sorted({entry.hf[0] for it in named for entry in it.tensors if entry.per_expert})
     if not forms:
         return model

@@ -199,6 +199,7 @@ class Configuration:
         activation_limit: gates of feed-forwards go up to this, what they are multiplied by from minus this to this; None: they are not limited.
         layer_input: width of what every block learns of a token by itself, 0: there is no such input.
         layered: numbers that differ from layer to layer, by the names of the architecture's description; one entry per layer.
+        notes: what the user should know: metadata that the pass does not understand.
     """
 
     architecture: str
@@ -241,6 +242,7 @@ class Configuration:
     activation_limit: float | None = None
     layer_input: int = 0
     layered: Layered = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
 
     @property
     def experts_used(self) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError
 from ..formats.architectures import Architecture
 from ..formats.base import Model, Tensor
+from ..formats.predictions import without_predictions
 from ..formats.scales import fold_scales
 from .alternating import Streams
 from .build import build_block
@@ -42,6 +43,7 @@ class Network:
         long_divisors: the same for sequences beyond the original context (longrope), or None.
         short_divisors: the same for others.
         streams: how several residual streams begin and end, or None.
+        notes: what the user should know: blocks that are left out, metadata that the pass does not understand.
         layer_embedding: where every block's own input of a token comes from, or None.
     """
 
@@ -57,6 +59,7 @@ class Network:
     short_divisors: NDArray[np.float32] | None = None
     layer_embedding: LayerEmbedding | None = None
     streams: Streams | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -70,6 +73,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
     Raises MissingTensorError, ShapeError or UnmappedTensorError (a tensor that the pass would ignore) with the name, and what
     :func:`~.read_configuration.read_configuration` raises.
     """
+    model, notes = without_predictions(model)
     model = replace(model, tensors=MappingProxyType(fold_scales(model.tensors)))
     configuration = read_configuration(model, architectures)
     place = Place(model, configuration)
@@ -93,6 +97,7 @@ def load_network(model: Model, architectures: Iterable[Architecture] | None = No
         short_divisors=place.table("rope_factors_short.weight", rotated),
         layer_embedding=_layer_embedding(place, vocabulary) if configuration.layer_input else None,
         streams=_streams(place) if configuration.streams > 1 and configuration.stream_mixing is None else None,
+        notes=(*notes, *configuration.notes),
     )
     place.refuse_rest()
     return network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class Place:
                 path=self.model.path,
                 tensor=name,
             )
+        if len(tensor.shape) == len(shape) + 1 and tensor.shape[0] == 1:
+            tensor = replace(tensor, shape=tensor.shape[1:])  # the same to llama.cpp, whose converter does not squeeze
         found = tensor.shape
         if len(found) != len(shape) or any(
             size < 1 or wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)

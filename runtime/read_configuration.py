@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+import numpy as np
+
 from ..errors import ModelError, UnknownArchitectureError
-from ..formats.architectures import Architecture, Expression, HyperParameter, Mark, built_in_architectures
+from ..formats.architectures import Architecture, Expression, HyperParameter, answering, bears, built_in_architectures
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
+from ..formats.metadata import Field
+from ..formats.strange_keys import note_strange_keys
+from ..formats.window_patterns import with_period
 from .configuration import Configuration, Layered
 from .configuration_parts import (
     Values,
@@ -37,6 +42,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
     """
     known = built_in_architectures() if architectures is None else tuple(architectures)
     architecture = _choose(model, known)
+    model = with_period(architecture, model)
     facts = architecture.runtime
     if isinstance(facts, str):
         raise ModelError(
@@ -118,6 +124,7 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         activation_limit=read_cap(values, "activation_limit"),
         layer_input=size("layer_input", 0),
         layered=MappingProxyType(layered),
+        notes=note_strange_keys(architecture, model.metadata, {**values, **layered}),
     )
 
 
@@ -148,10 +155,10 @@ def _rotated_size(architecture: Architecture, values: Values, head_size: int) ->
 def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     """Return the description: by ``general.architecture``, and where families share it, by the mark of one, or the one without."""
     name = model.architecture
-    fitting = [item for item in known if item.gguf == name]
+    fitting = answering(known, name, model.metadata)
     if len(fitting) > 1:
-        marked = [item for item in fitting if item.mark is not None and _bears(model, name, item.mark)]
-        fitting = marked or [item for item in fitting if item.mark is None]
+        marked = [item for item in fitting if item.mark is not None and bears(model.metadata, name, item.mark)]
+        fitting = marked[:1] or [item for item in fitting if item.mark is None]
     if all(isinstance(item.runtime, str) for item in fitting):
         fitting = fitting[:1]  # none of them runs, for reasons of their own
     if len(fitting) != 1:
@@ -161,10 +168,6 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
             remedy=f"Known: {', '.join(sorted({item.gguf for item in known}))}.",
         )
     return fitting[0]
-
-
-def _bears(model: Model, name: str, mark: Mark) -> bool:
-    return (get_integer(model.metadata, f"{name}.{mark.key}", model.path) or 0) >= mark.at_least
 
 
 def _hyper_parameters(model: Model, architecture: Architecture) -> tuple[Values, Layered]:
@@ -199,7 +202,8 @@ def _model_values(model: Model, architecture: Architecture) -> Values:
 
 def _metadata_value(model: Model, architecture: Architecture, parameter: HyperParameter) -> bool | int | float | None:
     get = {"uint32": get_integer, "float32": get_number}.get(parameter.type, get_flag)
-    read = [get(model.metadata, f"{architecture.gguf}.{key}", model.path) for key in parameter.keys]
+    keys = [f"{architecture.gguf}.{key}" for key in parameter.keys]
+    read = [get(_one_for_all(model.metadata, key), key, model.path) for key in keys]
     found = {value for value in read if value is not None}
     if len(found) > 1:
         raise ModelError(
@@ -208,3 +212,12 @@ def _metadata_value(model: Model, architecture: Architecture, parameter: HyperPa
         )
     value = next(iter(found), None)
     return float(value) if value is not None and parameter.type == "float32" else value
+
+
+def _one_for_all(metadata: Mapping[str, Field], key: str) -> Mapping[str, Field]:
+    """Return the metadata, or the one number at ``key`` where that is an array of nothing else, as for Granite 4 without state spaces."""
+    field = metadata.get(key)
+    if field is None or field.element is None or not isinstance(field.value, np.ndarray):
+        return metadata
+    different = np.unique(field.value)
+    return {key: Field(field.element, different[0].item())} if len(different) == 1 else metadata

@@ -67,7 +67,7 @@ def calibrate(
     from ...runtime.windows import join
     from ..measure import Cut, cut_text, open_subject
     from ..second_moments import MomentJob
-    from .running import identified
+    from .running import identified, tell_notes
 
     if not text:
         raise UsageError("--text is missing", remedy="Name one or more files of text like what the model will read.")
@@ -85,6 +85,7 @@ def calibrate(
         return not any(part in name for part in exclude_weights or ())
 
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as opened:
+        tell_notes(opened)
         subject = identified(opened, as_json)
         windows = join([cut_text(subject, it, cut) for it in texts])
         job = MomentJob(subject, texts, windows, wanted)

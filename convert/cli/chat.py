@@ -68,11 +68,13 @@ def chat(
     from ..generation import budget_of, draw_of, open_held
     from ..settings import choose
     from . import report
+    from .running import tell_notes
 
     kind = choose("--cache-type", cache_type.upper(), CACHE_TYPES)
     draw = draw_of(temperature, top_k, top_p, seed)
     registries = load_plugins().registries()
     with open_held(model, registries, budget_of(memory), as_arch, pre_tokenizer) as (subject, held):
+        tell_notes(subject)
         template = read_chat_template(subject.model, subject.tokenizer, chat_template)
         network = subject.network
         room = context or min(network.configuration.context or _CONTEXT, _CONTEXT)

@@ -80,7 +80,7 @@ def to_exl2(
     from ..exl2_folder import Exl2Request, check_request, write_exl2
     from ..measure import Cut, cut_text, subject_of
     from . import report
-    from .running import running_bar
+    from .running import running_bar, tell_notes
 
     refused = [name for name, given in {**_others(settings), **others, "--dry-run": dry_run}.items() if given]
     if refused:
@@ -96,6 +96,7 @@ def to_exl2(
     request = Exl2Request(bpw, head_bits, dataset, measurement, split, settings.force, settings.threads)
     check_request(output, request, model.files)
     subject = subject_of(model, registries)
+    tell_notes(subject)
     windows = join([cut_text(subject, read_text(path), Cut(context, None, chunks)) for path in calibration])
     with ExitStack() as bars:
 

@@ -64,6 +64,7 @@ def generate(
     from ..generation import answer, budget_of, draw_of, open_held
     from ..settings import choose
     from . import report
+    from .running import tell_notes
     from .speech import say
 
     kind = choose("--cache-type", cache_type.upper(), CACHE_TYPES)
@@ -71,6 +72,7 @@ def generate(
     text = _read_prompt() if prompt is None else prompt
     registries = load_plugins().registries()
     with open_held(model, registries, budget_of(memory), as_arch, pre_tokenizer) as (subject, held):
+        tell_notes(subject)
         tokenizer, network = subject.tokenizer, subject.network
         tokens = tokenizer.encode(text, parse_special=parse_special).tolist()
         if tokenizer.adds_eos:

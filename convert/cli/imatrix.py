@@ -81,7 +81,7 @@ def imatrix(
     from ..locking import sole_writer
     from ..measure import Cut, cut_text, open_subject
     from ..settings import choose
-    from .running import identified
+    from .running import identified, tell_notes
 
     choose("--format", form, ("gguf", "dat"))
     if compat is not None:
@@ -105,6 +105,7 @@ def imatrix(
             texts = [read_text(path) for path in text or ()]
             cut = Cut(context, None, chunks, parse_special)
             with open_subject(model, registries, as_arch, pre_tokenizer) as opened:
+                tell_notes(opened)
                 subject = identified(opened, as_json)
                 windows = join([cut_text(subject, it, cut) for it in texts])
                 tied = "output.weight" not in subject.model.tensors

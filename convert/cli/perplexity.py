@@ -87,7 +87,7 @@ def perplexity(
     from ..figure import check_figure
     from ..measure import Cut, open_subject
     from ..settings import choose
-    from .running import identified
+    from .running import identified, tell_notes
 
     kind = choose("--cache-type", cache_type.upper(), CACHE_TYPES)
     if not text and base is None:
@@ -104,6 +104,7 @@ def perplexity(
     texts = [read_text(path) for path in text or ()]
     reference = None if base is None else open_base(base)
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as subject:
+        tell_notes(subject)
         if reference is not None or save_base is not None or as_json:
             subject = identified(subject, as_json)
         cut = Cut(context, stride, chunks)

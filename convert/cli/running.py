@@ -18,7 +18,7 @@ from . import report
 if TYPE_CHECKING:
     from ..measure import Subject
 
-__all__ = ["identified", "running_bar"]
+__all__ = ["identified", "running_bar", "tell_notes"]
 
 _LINE_EVERY = 5.0  # seconds between plain lines
 _LARGE = 256 << 20  # bytes that are digested in an instant, without a bar
@@ -85,6 +85,12 @@ def _lines(label: str, total: int) -> Callable[[float, int, str], None]:
         print(words, file=sys.stderr, flush=True)
 
     return show
+
+
+def tell_notes(*subjects: Subject) -> None:
+    """Print what the user should know of the way in which models are run."""
+    for text in dict.fromkeys(note for subject in subjects for note in subject.network.notes):
+        report.note(text)
 
 
 def identified(subject: Subject, quiet: bool = False) -> Subject:

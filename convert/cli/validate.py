@@ -46,13 +46,14 @@ def validate(
     from ..validate import cut_for_validation
     from ..validate import validate as compare
     from . import report
-    from .running import identified, running_bar
+    from .running import identified, running_bar, tell_notes
 
     if not text:
         raise UsageError("--text is missing", remedy="Name one or more text files.")
     texts = [read_text(path) for path in text]
     registries = load_plugins().registries()
     with open_subject(source, registries) as one, open_subject(result, registries) as other:
+        tell_notes(one, other)
         windows = cut_for_validation(one, texts, Cut(context, None, chunks))
         found = compare(
             identified(one, as_json),

@@ -3,7 +3,9 @@
 A plugin adds a family by loading a JSON file of its own with :func:`load_architecture` and registering the result.
 """
 
+from .answering import answering, bears
 from .base import (
+    Alias,
     Architecture,
     Check,
     Dropped,
@@ -23,6 +25,7 @@ from .transforms import TRANSFORMS, Transform
 
 __all__ = [
     "TRANSFORMS",
+    "Alias",
     "Architecture",
     "Check",
     "Condition",
@@ -42,7 +45,9 @@ __all__ = [
     "TensorMap",
     "Transform",
     "Value",
+    "answering",
     "at_layer",
+    "bears",
     "built_in_architectures",
     "load_architecture",
     "map_names",

@@ -18,6 +18,7 @@ from .expressions import Condition, Expression
 from .per_layer import FromLayers, LayerParameter
 
 __all__ = [
+    "Alias",
     "Architecture",
     "Check",
     "Dropped",
@@ -249,6 +250,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Alias:
+    """Another GGUF name, and prefix of keys, under which files of the family exist: those that bear the mark."""
+
+    gguf: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeFacts:
     """What a forward pass must know beyond metadata and tensor names.
 
@@ -330,6 +339,7 @@ class Architecture:
         description: one line for ``qconv plugins`` and the documentation.
         gguf: ``general.architecture`` in GGUF, and the prefix of its keys. Families may share one (Mixtral is ``llama`` with experts).
         mark: what tells this family from others with the same ``gguf``; None for the one that is left where no mark fits.
+        aliases: other GGUF names that it is read by; ``gguf`` alone is written.
         classes: Hugging Face classes (``architectures`` in ``config.json``), the usual one first.
         model_types: values of ``model_type``, the usual one first.
         chosen_where: for families that share a class with others: keys of ``config.json`` whose lists hold nothing but these words. Empty for the one
@@ -366,3 +376,4 @@ class Architecture:
     chosen_where: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     per_layer: tuple[LayerParameter, ...] = ()
     full_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    aliases: tuple[Alias, ...] = ()

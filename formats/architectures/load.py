@@ -10,7 +10,19 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ...errors import PluginError
-from .base import Architecture, Check, Dropped, HyperParameter, Mark, Measured, Rope, RuntimeFacts, Stored, TensorMap
+from .base import (
+    Alias,
+    Architecture,
+    Check,
+    Dropped,
+    HyperParameter,
+    Mark,
+    Measured,
+    Rope,
+    RuntimeFacts,
+    Stored,
+    TensorMap,
+)
 from .defined import check_names
 from .expressions import Condition, Expression, parse_condition, parse_expression
 from .fields import Fields
@@ -62,6 +74,7 @@ def _architecture(value: object, path: Path | None) -> Architecture:
         description=fields.text("description"),
         gguf=fields.text("gguf"),
         mark=_mark(fields.take("mark"), where, path) if "mark" in fields else None,
+        aliases=tuple(_alias(item, where, path) for item in fields.items("aliases")),
         classes=fields.texts("classes"),
         model_types=fields.texts("model_types"),
         chosen_where=MappingProxyType({key: tuple(words) for key, words in fields.object("chosen_where").items()}),
@@ -88,6 +101,13 @@ def _mark(value: object, where: str, path: Path | None) -> Mark:
     mark = Mark(fields.text("key"), int(fields.number("at_least")))
     fields.finish()
     return mark
+
+
+def _alias(value: object, where: str, path: Path | None) -> Alias:
+    fields = Fields(value, f"{where}: an alias", path)
+    alias = Alias(fields.text("gguf"), _mark(fields.take("mark"), where, path))
+    fields.finish()
+    return alias
 
 
 def _text_map(fields: Fields, key: str) -> dict[str, str]:

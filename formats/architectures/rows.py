@@ -210,7 +210,9 @@ def squeeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
 
 
 def unsqueeze(tensor: Tensor, arguments: Mapping[str, int]) -> Tensor:
-    """Return a vector as a matrix of one row."""
+    """Return a vector as a matrix of one row; llama.cpp's converter leaves it one, which is the same to llama.cpp."""
+    if len(tensor.shape) == 2 and tensor.shape[0] == 1:
+        return tensor
     return replace(tensor, shape=(1, *tensor.shape))
 
 

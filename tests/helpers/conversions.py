@@ -13,6 +13,7 @@ from qconv.convert.settings import Settings
 from qconv.convert.targets import find_target
 from qconv.formats.base import Model
 from qconv.formats.huggingface.out.source import PREFIX
+from qconv.formats.metadata import string
 from qconv.plugins.manager import load_plugins
 
 
@@ -45,3 +46,13 @@ def convert_without_source(source: Path, output: Path, to: str, type_name: str =
     """Convert a file as if it came from llama.cpp."""
     with qconv.open(source) as model:
         return write_model(without_source(model), output, to, type_name)
+
+
+def relabelled(model: Model, name: str) -> Model:
+    """Return a model whose ``general.architecture``, and prefix of keys, is another."""
+    prefix = f"{model.architecture}."
+    renamed = {
+        f"{name}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: field
+        for key, field in model.metadata.items()
+    }
+    return replace(model, metadata={**renamed, "general.architecture": string(name)})

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....errors import MissingTensorError, ModelError, ShapeError, UnknownArchitectureError, UnmappedTensorError
-from ...architectures import TRANSFORMS, Architecture, TensorMap, at_layer, whole
+from ...architectures import TRANSFORMS, Architecture, TensorMap, answering, at_layer, bears, whole
 from ...architectures.names import canonical_order, fill_name
 from ...architectures.rows import under
 from ...architectures.transforms import constant
 from ...base import Model, Tensor
 from ...metadata import Field
 from ...rounded import exact_values, skipped_rows
+from ...window_patterns import with_period
 from ..configuration import Values
 from .source import Recorded
 from .values import recover_values
@@ -46,7 +47,7 @@ def find_family(
     Of several that share the GGUF name the marked ones come first; the first that has a place for every tensor is taken. Raises
     UnknownArchitectureError where none has the name, and what is wrong with the first one where none fits.
     """
-    named = [it for it in architectures.values() if it.gguf == model.architecture]
+    named = answering(architectures.values(), model.architecture or "", model.metadata)
     if not named:
         known = sorted({it.gguf for it in architectures.values()})
         raise UnknownArchitectureError(
@@ -75,13 +76,12 @@ def _preference(
     mark = architecture.mark
     if mark is None:
         return not is_source, 1
-    field = metadata.get(f"{architecture.gguf}.{mark.key}")
-    value = field.value if field is not None else None
-    return not is_source, 0 if isinstance(value, int) and value >= mark.at_least else 2
+    return not is_source, 0 if bears(metadata, architecture.gguf, mark) else 2
 
 
 def _fit(architecture: Architecture, model: Model, recorded: Recorded, config: Mapping[str, Any] | None) -> Family:
     section = (config or {}).get(architecture.config_section) if architecture.config_section else None
+    model = with_period(architecture, model)
     values = recover_values(architecture, model, section if isinstance(section, dict) else config)
     if not model.tensors:
         return Family(architecture, values, ())

@@ -11,6 +11,8 @@ from typing import Any
 
 from ...architectures import whole
 from ...base import Model, OpenContext
+from ...predictions import without_predictions
+from ...strange_keys import note_strange_keys
 from ..pooling import POOLING_FILES, pooling_documents
 from .configuration import rebuild_configuration
 from .family import Family, find_family, invert_tensors
@@ -31,10 +33,12 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
     changed since. Raises UnknownArchitectureError, UnmappedTensorError, MissingTensorError, ShapeError or TokenizerError for what
     cannot be expressed.
     """
+    model, notes = without_predictions(model)
     recorded = read_recorded(model.metadata)
     family = family_of(model, context)
     tensors = invert_tensors(family, model, recorded)
-    config, notes = rebuild_configuration(family, model, recorded.config, recorded.same_tokenizer)
+    config, more = rebuild_configuration(family, model, recorded.config, recorded.same_tokenizer)
+    notes += (*note_strange_keys(family.architecture, model.metadata, family.values), *more)
     documents = {_CONFIG: config.encode()}
     beside = _side_documents(model, recorded)
     if beside:
@@ -59,6 +63,7 @@ def prepare_for_huggingface(model: Model, context: OpenContext) -> Model:
 
 def family_of(model: Model, context: OpenContext) -> Family:
     """Return the family by which :func:`prepare_for_huggingface` takes a model back; raises as :func:`find_family`."""
+    model, _ = without_predictions(model)
     recorded = read_recorded(model.metadata)
     return find_family(model, context.architectures, _object(recorded.config), recorded)
 

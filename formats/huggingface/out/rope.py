@@ -143,6 +143,8 @@ def _yarn(known: _Known, rope: Rope, factor: float, context: int) -> dict[str, A
     if rope.log_multiplier and known.has("scaling.yarn_log_multiplier"):
         # GGUF has a tenth of it; equal scales leave cosines and sines alone
         found["mscale"] = found["mscale_all_dim"] = round(10 * known.number("scaling.yarn_log_multiplier", 0.0), 6)
+    elif known.number("scaling.yarn_log_multiplier", 0.0):  # without yarn's own factor
+        found["attention_factor"] = known.number("scaling.attn_factor", 1.0)
     elif known.has("scaling.attn_factor"):
         slope = 0.1 * math.log(factor) if factor > 1 else 0.0
         attention = known.number("scaling.attn_factor", 1.0) * (1.0 + slope)
