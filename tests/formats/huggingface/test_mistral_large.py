@@ -65,6 +65,7 @@ def test_it_goes_back_to_hugging_face(model_case: Case, tmp_path: Path, context:
         assert np.abs(expected(again, prompt) - expected(reference, prompt)).max() < ROUNDING
 
 
+@pytest.mark.oracles
 def test_without_the_mark_it_is_no_mistral(tmp_path: Path, context: OpenContext) -> None:
     """DeepSeek's own models must not be taken for Mistral's: what lacks the key is DeepSeek V2."""
     save(tmp_path / "model", MISTRAL4[0])
