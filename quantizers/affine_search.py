@@ -46,7 +46,8 @@ _DEGENERATE = 1e-3
 _NOISE = 1e-6
 # a sub-block that counts for less than this share of another has no say in the common step
 _NEGLIGIBLE = 1e-12
-_OCTAVES = 3
+# candidates of a common step: integers from the largest down that the largest scale is to be, and halvings of it
+_STEPS, _OCTAVES = 4, 3
 
 
 @inlined
@@ -168,15 +169,14 @@ def _common_steps(
     quarter and an eighth of it: a lone large number is met more closely where float16 has more digits. The two searches share
     a loop because either is one long chain of dependent operations.
     """
-    tries = 4
     largest_scale = _largest_that_counts(scale, scale_curvature, subblocks)
     largest_minimum = _largest_that_counts(minimum, minimum_curvature, subblocks)
     best_scale = v.splat(_HUGE)
     best_minimum = v.splat(_HUGE)
     d = v.splat(0)
     dmin = v.splat(0)
-    for k in range(tries + _OCTAVES):
-        multiple = largest - k if k < tries else largest >> (k - tries + 1)
+    for k in range(_STEPS + _OCTAVES):
+        multiple = largest - k if k < _STEPS else largest >> (k - _STEPS + 1)
         share = np.float32(1 / multiple)
         new_d, new_dmin = _to_half(largest_scale * share), _to_half(largest_minimum * share)
         scale_error = _step_error(new_d, scale, scale_curvature, largest, subblocks)

@@ -133,7 +133,7 @@ def _inverse(scale: Floats) -> Floats:
 
 @inlined
 def _level(scaled: Floats, levels: FloatArray) -> Floats:
-    """Return the nearest level, or beside a boundary sometimes the other; packing is exact, and this takes a third of a gather's time."""
+    """Return the nearest level, or beside a boundary sometimes the other; packing is exact, and this needs no gather, which AVX2 is slow at."""
     x = v.minimum(v.maximum(scaled, -LOWEST), HIGHEST)
     odd = ((CODE[7] * x + CODE[6]) * x + CODE[5]) * x + CODE[4]
     code = (((odd * x + CODE[3]) * x + CODE[2]) * x + CODE[1]) * x + CODE[0]

@@ -14,8 +14,8 @@ from .configuration import DeltaHeads
 from .convolution import convolve, keep_states, start_states
 from .delta_rule import run_delta_rule
 from .elementwise import sigmoid, silu, softplus
+from .gated_heads import gate_heads, to_unit_length
 from .layers import DeltaNet
-from .norms import norm_function
 from .run import Run
 from .weights import product, products
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 __all__ = ["delta_net"]
-
-_LEAST_SQUARE = np.float32(1e-6)  # added to the squared length of queries and keys: transformers' and the reference's
 
 
 def delta_net(run: Run, index: int, layer: DeltaNet, inputs: Floats) -> Floats:
@@ -42,7 +40,7 @@ def delta_net(run: Run, index: int, layer: DeltaNet, inputs: Floats) -> Floats:
     sigmoid(correction)
     decay = softplus(steps + layer.step_bias.decode()) * layer.decay.decode()
     read = _read(run, index, layer, heads, mixed, decay, correction)
-    _gate(run, layer, heads, read, gates)
+    gate_heads(run, layer.head_norm, heads.size, read, gates, silu)
     run.hooks.collect([layer.output.matrix], read)
     result = product(run.workers, read, layer.output)
     run.hooks.report(layer.output.matrix.name, result)
@@ -78,9 +76,9 @@ def _read(
             convolve(mixed[rows], earlier, kernels, None, _head(head, size))
             for head in (key_head, heads.keys + key_head, *(2 * heads.keys + head for head in own))
         )
-        _unit_length(queries)
+        to_unit_length(queries)
         queries *= np.float32(size**-0.5)
-        _unit_length(keys)
+        to_unit_length(keys)
         known = memory[own]
         read = run_delta_rule(
             np.broadcast_to(queries, (share, *queries.shape)),
@@ -109,21 +107,3 @@ def _value_heads(heads: DeltaHeads, key_head: int) -> list[int]:
 
 def _head(number: int, size: int) -> slice:
     return slice(number * size, (number + 1) * size)
-
-
-def _unit_length(vectors: Floats) -> None:
-    squares = np.einsum("ij,ij->i", vectors, vectors) + _LEAST_SQUARE
-    vectors /= np.sqrt(squares)[:, None]
-
-
-def _gate(run: Run, layer: DeltaNet, heads: DeltaHeads, read: Floats, gates: Floats) -> None:
-    """Normalise every head of ``read`` and multiply it by its activated gate, in place."""
-    norm = norm_function(run.configuration, layer.head_norm)
-
-    def apply(rows: slice) -> None:
-        split = read[rows].reshape(-1, heads.size)
-        norm(split, split)
-        silu(gates[rows])
-        read[rows] *= gates[rows]
-
-    run.workers.map_rows(apply, len(read))

@@ -13,9 +13,9 @@ import numpy as np
 from .configuration import KimiHeads
 from .convolution import convolve, keep_states, start_states
 from .elementwise import sigmoid, softplus
+from .gated_heads import gate_heads, to_unit_length
 from .kimi_rule import run_kimi_rule
 from .layers import KimiDelta
-from .norms import norm_function
 from .run import Run
 from .weights import Linear, product, products
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["kimi_delta"]
 
-_LEAST_SQUARE = np.float32(1e-6)  # added to the squared length of queries and keys: transformers' and the reference's
 _HEADS_AT_ONCE = 4
 
 
@@ -42,7 +41,7 @@ def kimi_delta(run: Run, index: int, layer: KimiDelta, inputs: Floats) -> Floats
     sigmoid(rates)
     decay = _decay(run, layer, heads, _widened(run, layer.forget[1], forget))
     read = _read(run, index, layer, heads, np.concatenate(mixed, axis=1), decay, rates)
-    _gate(run, layer, heads, read, _widened(run, layer.gate[1], gate))
+    gate_heads(run, layer.head_norm, heads.size, read, _widened(run, layer.gate[1], gate), sigmoid)
     run.hooks.collect([layer.output.matrix], read)
     result = product(run.workers, read, layer.output)
     run.hooks.report(layer.output.matrix.name, result)
@@ -91,9 +90,9 @@ def _read(
             by_head(convolve(mixed[rows], earlier, kernels, None, slice(channels.start + first, channels.stop + first)))
             for first in (0, wide, 2 * wide)
         )
-        _unit_length(queries)
+        to_unit_length(queries)
         queries *= np.float32(size**-0.5)
-        _unit_length(keys)
+        to_unit_length(keys)
         correction = np.ascontiguousarray(rates[rows, own].T)
         read = run_kimi_rule(queries, keys, values, by_head(decay[rows, channels]), correction, memory[own])
         out[rows, channels] = read.swapaxes(0, 1).reshape(-1, channels.stop - channels.start)
@@ -102,21 +101,3 @@ def _read(
     run.workers.map(follow, [(number, own) for number in range(len(run.spans)) for own in groups])
     keep_states(run, index, states, mixed)
     return out
-
-
-def _unit_length(vectors: Floats) -> None:
-    squares = np.einsum("hij,hij->hi", vectors, vectors) + _LEAST_SQUARE
-    vectors /= np.sqrt(squares)[..., None]
-
-
-def _gate(run: Run, layer: KimiDelta, heads: KimiHeads, read: Floats, gates: Floats) -> None:
-    """Normalise every head of ``read`` and multiply it by the sigmoid of its gate, in place."""
-    norm = norm_function(run.configuration, layer.head_norm)
-
-    def apply(rows: slice) -> None:
-        split = read[rows].reshape(-1, heads.size)
-        norm(split, split)
-        sigmoid(gates[rows])
-        read[rows] *= gates[rows]
-
-    run.workers.map_rows(apply, len(read))

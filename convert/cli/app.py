@@ -112,7 +112,7 @@ def _unasked() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    # a command makes many objects that stay, modules and tables, and little garbage: looking for it took a tenth of a short command's time
+    # a command makes many objects that stay, modules and tables, and little garbage
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     warnings.showwarning = _show_warning
     word = next((word for word in sys.argv[1:] if not word.startswith("-")), None)

@@ -13,7 +13,7 @@ from ..stored import StoredTensor
 from .json_files import read_json_object
 from .safetensors import read_header
 
-__all__ = ["CONSOLIDATED", "Checkpoint", "WeightFiles", "checkpoint_files", "open_checkpoint"]
+__all__ = ["CONSOLIDATED", "NO_CHECKPOINT", "Checkpoint", "WeightFiles", "checkpoint_files", "open_checkpoint"]
 
 _LISTED = 8  # names per message
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
@@ -77,6 +77,10 @@ class Checkpoint:
         """Release every file."""
         for handle in self.handles:
             handle.close()
+
+
+NO_CHECKPOINT = Checkpoint({}, (), (), ())
+"""That of a model of which only the vocabulary is asked for."""
 
 
 def checkpoint_files(folder: Path) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from ..architectures import Architecture, NameMap, map_names, whole
 from ..architectures.transforms import constant
 from ..base import Model, OpenContext, Tensor
 from .assembly import assemble, check_names, dropped_notes, measured_values
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import NO_CHECKPOINT, Checkpoint, open_checkpoint
 from .configuration import (
     Values,
     check_configuration,
@@ -31,18 +31,17 @@ from .rope import RopeResult, read_rope
 from .shapes import check_shapes
 from .tokenizer import read_tokenizer
 
-__all__ = ["open_huggingface"]
+__all__ = ["Described", "open_huggingface"]
 
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
 _SIDE_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
 _NO_SIDE = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SIDE_MAX = 64  # files
-_NO_CHECKPOINT = Checkpoint({}, (), (), ())
 
 
 @dataclass(frozen=True)
-class _Described:
+class Described:
     """What the configuration and the tensors' names and shapes say together."""
 
     architecture: Architecture
@@ -62,7 +61,7 @@ def open_huggingface(path: Path, context: OpenContext) -> Model:
     config = with_quantization(folder, read_json_object(folder / _CONFIG, "the model's configuration"))
     generation_path = folder / _GENERATION
     generation = read_json_object(generation_path, "generation defaults") if generation_path.exists() else {}
-    checkpoint = _NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(folder)
+    checkpoint = NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(folder)
     try:
         weights = unpack_weights(folder, config, checkpoint.tensors, context.encodings)
         described = _describe(config, weights, context, folder)
@@ -90,7 +89,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext, folder: Path) -> _Described:
+def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext, folder: Path) -> Described:
     path = folder / _CONFIG
     architecture = choose_architecture(config, weights.tensors, context, path)
     section = text_section(architecture, config, path)
@@ -101,7 +100,7 @@ def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext,
     tensors = weights.tensors
     names = map_names(architecture, tensors, values)
     if context.vocabulary_only:
-        return _Described(architecture, values, names, weights, rope, tuple(notes))
+        return Described(architecture, values, names, weights, rope, tuple(notes))
     if is_headless(config) and names.missing and all("lm_head" in name for name in names.missing):
         values = MappingProxyType({**values, "tied": True})
         names = map_names(architecture, tensors, values)
@@ -110,7 +109,7 @@ def _describe(config: Mapping[str, Any], weights: Weights, context: OpenContext,
     values, measured = measured_values(architecture, names, tensors, values)
     weights = without_padding(weights, names, values)
     check_shapes(names, weights.tensors, values, path)
-    return _Described(architecture, values, names, weights, rope, (*notes, *measured, *dropped_notes(names)))
+    return Described(architecture, values, names, weights, rope, (*notes, *measured, *dropped_notes(names)))
 
 
 def _model(
@@ -119,7 +118,7 @@ def _model(
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
     checkpoint: Checkpoint,
-    described: _Described,
+    described: Described,
     context: OpenContext,
 ) -> Model:
     architecture, values = described.architecture, described.values
@@ -166,7 +165,7 @@ def _model(
 
 
 def _weights(
-    described: _Described, checkpoint: Checkpoint, config: Mapping[str, Any]
+    described: Described, checkpoint: Checkpoint, config: Mapping[str, Any]
 ) -> Mapping[str, Mapping[str, Any]]:
     """Return what the names and dtypes of the checkpoint were; nothing for one that a quantizer packed."""
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ...errors import ModelError, UnknownFormatError
-from ..architectures import Architecture, NameMap, map_names, whole
+from ..architectures import Architecture, map_names, whole
 from ..architectures.transforms import constant
 from ..base import Model, OpenContext, Tensor
 from ..huggingface.assembly import assemble, dropped_notes, measured_values
-from ..huggingface.checkpoint import CONSOLIDATED, Checkpoint, open_checkpoint
+from ..huggingface.checkpoint import CONSOLIDATED, NO_CHECKPOINT, Checkpoint, open_checkpoint
 from ..huggingface.configuration import Values, check_configuration, hyper_parameter_metadata, read_hyper_parameters
 from ..huggingface.identity import general_metadata, model_name, read_model_card, size_label
 from ..huggingface.json_files import read_json_object
 from ..huggingface.out.configuration import special_ids
 from ..huggingface.out.source import PREFIX
 from ..huggingface.quantized import Weights, unpack_weights
-from ..huggingface.rope import RopeResult, read_rope
+from ..huggingface.reader import Described
+from ..huggingface.rope import read_rope
 from ..huggingface.shapes import check_shapes
 from ..huggingface.tokenizer import TokenizerResult, read_tokenizer
 from ..huggingface.tokenizer_protobuf import read_sentencepiece
@@ -37,21 +37,8 @@ __all__ = ["open_mistral"]
 
 _PARAMETERS, _GENERATION = "params.json", "generation_config.json"
 _PIECES = re.compile(r"tokenizer\.model(?:\.v(?P<version>\d{1,3})\w*)?")
-_NO_CHECKPOINT = Checkpoint({}, (), (), ())
 _NO_TOKENIZER = f"there is no {TEKKEN} or tokenizer.model: the result runs on token ids only; copy it into the folder"
 _NO_TEMPLATE = "the folder has no chat template: for chats, put the model's chat_template.jinja beside params.json before converting"
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What ``params.json`` and the tensors' names and shapes say together."""
-
-    architecture: Architecture
-    values: Values
-    names: NameMap
-    weights: Weights
-    rope: RopeResult
-    notes: tuple[str, ...]
 
 
 def open_mistral(path: Path, context: OpenContext) -> Model:
@@ -67,7 +54,7 @@ def open_mistral(path: Path, context: OpenContext) -> Model:
         )
     parameters = read_parameters(path / _PARAMETERS)
     architecture = _architecture(parameters, context, path)
-    checkpoint = _NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(path, CONSOLIDATED)
+    checkpoint = NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(path, CONSOLIDATED)
     try:
         weights = unpack_weights(path, parameters.config, checkpoint.tensors, context.encodings)
         described = _describe(parameters, in_native_form(architecture), weights, context, path)
@@ -89,7 +76,7 @@ def _architecture(parameters: Parameters, context: OpenContext, path: Path) -> A
 
 def _describe(
     parameters: Parameters, architecture: Architecture, weights: Weights, context: OpenContext, folder: Path
-) -> _Described:
+) -> Described:
     path = folder / _PARAMETERS
     values = read_hyper_parameters(architecture, parameters.config, path)
     rope = read_rope(architecture, parameters.config, values, path)
@@ -100,11 +87,11 @@ def _describe(
         values, measured = measured_values(architecture, names, weights.tensors, values)
         check_shapes(names, weights.tensors, values, path)
         notes += [*measured, *dropped_notes(names)]
-    return _Described(architecture, values, names, weights, rope, tuple(notes))
+    return Described(architecture, values, names, weights, rope, tuple(notes))
 
 
 def _model(
-    path: Path, parameters: Parameters, checkpoint: Checkpoint, described: _Described, context: OpenContext
+    path: Path, parameters: Parameters, checkpoint: Checkpoint, described: Described, context: OpenContext
 ) -> Model:
     architecture, values = described.architecture, described.values
     tensors: dict[str, Tensor] = {}

@@ -135,7 +135,7 @@ class ReaderContract:
                 _read_all(reader, copy, context)
             except QconvError:
                 continue
-            except Exception as error:
+            except Exception as error:  # whatever else it is, the plugin's author has to hear of it by name
                 raise AssertionError(
                     f"mutation {number}, {length} bytes at {place}: {type(error).__name__} instead of a QconvError"
                 ) from error
