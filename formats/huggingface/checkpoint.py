@@ -13,7 +13,15 @@ from ..stored import StoredTensor
 from .json_files import read_json_object
 from .safetensors import read_header
 
-__all__ = ["CONSOLIDATED", "NO_CHECKPOINT", "Checkpoint", "WeightFiles", "checkpoint_files", "open_checkpoint"]
+__all__ = [
+    "CONSOLIDATED",
+    "CONSOLIDATED_PICKLES",
+    "NO_CHECKPOINT",
+    "Checkpoint",
+    "WeightFiles",
+    "checkpoint_files",
+    "open_checkpoint",
+]
 
 _LISTED = 8  # names per message
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
@@ -55,6 +63,10 @@ _SAFETENSORS = WeightFiles("model", ".safetensors", "*.safetensors", lambda file
 _PICKLES = WeightFiles("pytorch_model", ".bin", "pytorch_model*.bin", _read_pickled)
 CONSOLIDATED = WeightFiles("consolidated", ".safetensors", "consolidated*.safetensors", _SAFETENSORS.read)
 """Those of Mistral's own form."""
+CONSOLIDATED_PICKLES = tuple(
+    WeightFiles("consolidated", suffix, f"consolidated*{suffix}", _read_pickled) for suffix in (".pt", ".pth")
+)
+"""Those of its first releases."""
 
 
 @dataclass(frozen=True)
