@@ -115,6 +115,10 @@ def open_checkpoint(folder: Path, kind: WeightFiles | None = None) -> Checkpoint
         paths: tuple[Path, ...] = (folder / kind.single,)
         if index.exists():
             notes.append(f"{kind.index} is ignored, since {kind.single} is there too")
+        spare = [path.name for path in kind.files(folder) if path.name != kind.single]
+        if spare and not index.exists():
+            listed = ", ".join(spare[:_LISTED]) + (", …" if len(spare) > _LISTED else "")
+            notes.append(f"{listed} {'is' if len(spare) == 1 else 'are'} ignored, since {kind.single} is there too")
     elif index.exists():
         weight_map = _read_index(index, kind)
         paths = tuple(folder / name for name in dict.fromkeys(weight_map.values()))
