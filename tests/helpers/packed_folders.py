@@ -252,6 +252,58 @@ def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0)
     return pack
 
 
+def exl3(bits: float, codebook: str = "", *, signs: bool = False) -> Packer:
+    """Return a packer of EXL3 with random states; ``codebook`` is ``mcg`` or ``mul1``, ``signs`` the form of older files. Both sides are padded to 128."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = (-(-size // 128) * 128 for size in weights.shape)
+        tiles = rng.integers(0, 1 << 16, (inputs // 16, outputs // 16, int(16 * bits)), np.uint16)
+        values = np.zeros((inputs, outputs), np.float16)
+        for k in range(inputs // 16):
+            for n in range(outputs // 16):
+                words = tiles[k, n].reshape(-1, 2)
+                ring = "".join(f"{int(high):016b}{int(low):016b}" for low, high in words)
+                end = 0
+                for t in range(256):
+                    end += int(bits) + (t % 2 if bits % 1 else 0)
+                    state = int((ring + ring)[len(ring) + end - 16 : len(ring) + end], 2)
+                    row = 2 * (t // 8 % 4) + t % 2 + 8 * (t // 2 % 2)
+                    column = t // 32 + 8 * (t // 4 % 2)
+                    values[16 * k + row, 16 * n + column] = trellis_number(state, codebook)
+        sides = [np.where(rng.random(size) < 0.5, -1, 1).astype(np.float16) for size in (inputs, outputs)]
+        if not signs:
+            sides = [(side * rng.uniform(0.01, 0.1, side.size)).astype(np.float16) for side in sides]
+        turn = np.array([[(-1.0) ** (i & j).bit_count() for j in range(128)] for i in range(128)]) / 128**0.5
+        left = (turn @ values.astype(np.float64).reshape(-1, 128, outputs)).reshape(inputs, outputs).astype(np.float16)
+        left = (left.astype(np.float64) * sides[0].astype(np.float64)[:, None]).astype(np.float16)
+        right = (left.astype(np.float64).reshape(inputs, -1, 128) @ turn).reshape(inputs, outputs).astype(np.float16)
+        exact = (right.astype(np.float64) * sides[1].astype(np.float64)).astype(np.float16)
+        tensors: dict[str, Stored] = {".trellis": ("I16", tiles.shape, tiles.astype("<u2").tobytes())}
+        for letter, side in zip("uv", sides, strict=True):
+            if signs:
+                words_ = np.packbits(side < 0, bitorder="little").view("<i2")
+                tensors[f".s{letter}"] = ("I16", words_.shape, words_.tobytes())
+            else:
+                tensors[f".s{letter}h"] = float16(side)
+        if codebook:
+            tensors[f".{codebook}"] = ("I32", (), bytes(4))
+        return PackedLayer(tensors, exact.T[: weights.shape[0], : weights.shape[1]].astype(np.float32))
+
+    return pack
+
+
+def trellis_number(state: int, codebook: str) -> np.float16:
+    """Return the number of a state by integer arithmetic, one step after another."""
+    if codebook == "mul1":
+        total = sum((state * 0x83DCD12D & 0xFFFFFFFF).to_bytes(4, "little"))
+        step, bias = (float(np.array(word, np.uint16).view(np.float16)) for word in (0x1EEE, 0xC931))
+        return np.float16((1024 + total) * step + bias)
+    product = state * 0xCBAC1FED if codebook == "mcg" else state * 89226354 + 64248484
+    mixed = product & 0x8FFF8FFF ^ 0x3B603B60
+    low, high = (float(np.array(word, np.uint16).view(np.float16)) for word in (mixed & 0xFFFF, mixed >> 16))
+    return np.float16(low + high)
+
+
 def is_linear(name: str) -> bool:
     """Whether quantizers pack the tensor: a projection of a layer."""
     return name.endswith("_proj.weight")
