@@ -87,13 +87,12 @@ class _Module:
         tile = _ELEMENTS * self.halves // 2 // _STATE  # 16-bit words
         rows = _rows(self.trellis, columns.start // _TILE, columns.stop // _TILE)
         words = column_block(rows, first // _TILE * tile, (first + _BLOCK) // _TILE * tile)
-        states = _states(words.reshape(-1, tile), self.halves)
-        tiles = _numbers(self.codebook).take(states.take(_places(), axis=1))
-        found = tiles.reshape(-1, _BLOCK // _TILE, _TILE, _TILE).transpose(1, 3, 0, 2).reshape(_BLOCK, -1)
+        numbers = _numbers(self.codebook).take(_states(words.reshape(-1, tile), self.halves))
+        tiles = numbers.reshape(_TILE, _TILE, -1, _BLOCK // _TILE)  # row, column, place among inputs and among outputs
+        found = tiles.transpose(2, 0, 3, 1).reshape(-1, _BLOCK)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number is for later checks to name
-            found = _hadamard(found.astype(np.float32)) * before
-            turned = _hadamard(np.ascontiguousarray(found.T, np.float32)) * after
-        return turned.T
+            found = _hadamard(found) * before[:, None]
+            return _hadamard(np.ascontiguousarray(found.T)) * after[:, None]
 
 
 def _rows(trellis: StoredTensor, start: int, stop: int) -> StoredTensor:
@@ -119,16 +118,16 @@ def _scales(stored: StoredTensor) -> Halves:
 
 
 def _states(tiles: NDArray[np.generic], halves: int) -> NDArray[np.uint16]:
-    """Return the states of every element: uint16 (tiles, 256); ``tiles`` are int16 (tiles, 16 * bits)."""
-    words = np.ascontiguousarray(tiles).view("<u4").astype(np.uint64)
-    count = words.shape[1]
+    """Return the states of every weight of a tile, row by row: uint16 (256, tiles); ``tiles`` are int16 (tiles, 16 * bits)."""
+    words = np.ascontiguousarray(np.ascontiguousarray(tiles).view("<u4").T)
     numbers = np.arange(1, _ELEMENTS + 1)
     ends = numbers * (halves // 2) + (numbers // 2 if halves % 2 else 0)
-    starts = (ends - _STATE) % (count * _WORD)
-    place, offset = starts // _WORD, (starts % _WORD).astype(np.uint64)
-    pairs = words[:, place] << np.uint64(_WORD) | words[:, (place + 1) % count]
-    found: NDArray[np.uint16] = (pairs >> (np.uint64(2 * _WORD - _STATE) - offset)).astype(np.uint16)
-    return found
+    starts = ((ends - _STATE) % (len(words) * _WORD))[_places()]
+    place, offset = starts // _WORD, (starts % _WORD).astype(np.uint32)[:, None]
+    found: NDArray[np.uint32] = words[place] << offset
+    found |= words[(place + 1) % len(words)] >> np.uint32(1) >> (np.uint32(_WORD - 1) - offset)
+    states: NDArray[np.uint16] = (found >> np.uint32(_WORD - _STATE)).astype(np.uint16)
+    return states
 
 
 @cache
@@ -155,16 +154,21 @@ def _places() -> NDArray[np.intp]:
     return np.argsort(row * _TILE + column)
 
 
-def _hadamard(values: NDArray[np.float32]) -> Halves:
-    """Return float16 (n, width): blocks of 128 along each row transformed, which is their own inverse."""
-    rows, width = values.shape
-    found = values.reshape(rows * width // _BLOCK, _BLOCK)
+def _hadamard(values: Halves) -> Halves:
+    """Return float16 (height, width): blocks of 128 rows transformed, which is their own inverse."""
+    height, width = values.shape
+    found = values.astype(np.float32).reshape(height // _BLOCK, _BLOCK, width)
+    other = np.empty_like(found)
     step = 1
     while step < _BLOCK:
-        pairs = found.reshape(len(found), _BLOCK // (2 * step), 2, step)
-        found = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        shape = (height // _BLOCK, _BLOCK // (2 * step), 2, step, width)
+        pairs, out = found.reshape(shape), other.reshape(shape)
+        np.add(pairs[:, :, 0], pairs[:, :, 1], out=out[:, :, 0])
+        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=out[:, :, 1])
+        found, other = other, found
         step *= 2
-    return (found.reshape(rows, width) * np.float32(_BLOCK**-0.5)).astype(np.float16)
+    found *= np.float32(_BLOCK**-0.5)
+    return found.reshape(height, width).astype(np.float16)
 
 
 def _recognises(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> bool:
