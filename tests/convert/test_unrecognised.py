@@ -13,7 +13,8 @@ import gguf
 import pytest
 
 import qconv
-from qconv.errors import MissingFileError, UnknownFormatError
+from qconv.errors import MissingFileError, QconvError, UnknownFormatError
+from qconv.runtime.network import load_network
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-llama-7m"
@@ -127,3 +128,26 @@ def test_weights_beside_the_usual_file_are_told(tmp_path: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
     with qconv.open(folder) as model:
         assert any(note.startswith("model.fp16.safetensors is ignored") for note in model.notes)
+
+
+def test_parts_of_models_are_named(tmp_path: Path) -> None:
+    """A vision projector, and a vocabulary alone: they open, and what cannot be done with them is said."""
+    for architecture, words in (("clip", "mmproj"), ("llama", "vocabulary and no weights")):
+        path = tmp_path / f"{architecture}.gguf"
+        writer = gguf.GGUFWriter(path, architecture)
+        if architecture == "llama":
+            writer.add_embedding_length(64)
+            writer.add_block_count(1)
+            writer.add_head_count(4)
+            writer.add_context_length(64)
+            writer.add_layer_norm_rms_eps(1e-5)
+            writer.add_vocab_size(32)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with qconv.open(path) as model, pytest.raises(QconvError) as caught:
+            load_network(model)
+        assert words in str(caught.value)
+    with pytest.raises(QconvError, match="mmproj"):
+        qconv.convert_model(tmp_path / "clip.gguf", tmp_path / "out", to="huggingface")
+    assert not (tmp_path / "out").exists()

@@ -345,6 +345,7 @@ def mistral_reader(work: Path) -> Reader:
         fixtures.append(Fixture(_files(folder)))
     large = _files(mistral_files.write_large(work / "mistral-large"))
     fixtures.append(Fixture(large, "", tuple(name for name in large if name != "tekken.json")))
+    fixtures.append(Fixture(_files(mistral_files.write_first_mixtral(work / "mistral-first"))))
     pieces = _files(_pieces_folder(work / "mistral-pieces"))
     fixtures.append(Fixture(pieces, "", ("params.json", "tokenizer.model.v3")))
     return Reader(fixtures, read_model)
