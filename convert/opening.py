@@ -18,6 +18,10 @@ def detect(path: Path, registries: Registries) -> Format:
     """Return the format of ``path``, judged by content; raises MissingFileError or UnknownFormatError."""
     if not path.exists():
         raise absent(path)
+    if not path.is_dir() and not path.is_file():  # to open a pipe would wait for whoever writes into it
+        raise UnknownFormatError(
+            "this is no regular file", path=path, remedy="Copy the model to a disk, and name that."
+        )
     found = _recognised(path, registries)
     if found is not None:
         return found

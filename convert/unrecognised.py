@@ -32,6 +32,12 @@ def absent(path: Path) -> MissingFileError:
     if re.match(r"https?:/", text):
         return MissingFileError("this is an address, not a file or folder", path=path, remedy=_DOWNLOAD)
     near = _near(path)
+    if path.is_symlink():
+        return MissingFileError(
+            "this link leads nowhere",
+            path=path,
+            remedy=f"It names {path.readlink()}: restore that, or name the model itself.",
+        )
     if near:
         remedy = f"There is {' and '.join(near)}."
     elif not path.is_absolute() and _REPOSITORY.fullmatch(text) and not path.parent.exists():
@@ -46,6 +52,7 @@ def _near(path: Path) -> list[str]:
         names = [item.name for _, item in zip(range(_ENTRIES_MAX), path.parent.iterdir(), strict=False)]
     except OSError:
         return []
+    names = [name for name in names if path.with_name(name).exists()]
     return [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, names, 2, 0.75)]
 
 

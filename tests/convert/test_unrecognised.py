@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import shutil
 import zipfile
@@ -120,6 +121,15 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: st
     with pytest.raises(MissingFileError) as caught:
         qconv.open(path)
     assert words in str(caught.value)
+
+
+def test_links_and_pipes(tmp_path: Path) -> None:
+    """A pipe is not opened, which would wait for a writer."""
+    (tmp_path / "link").symlink_to("gone.gguf")
+    with pytest.raises(MissingFileError, match=r"link leads nowhere.*gone\.gguf"):
+        qconv.open(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    assert "no regular file" in said(tmp_path / "pipe")
 
 
 def test_weights_beside_the_usual_file_are_told(tmp_path: Path) -> None:
