@@ -12,6 +12,7 @@ reading     cosines and sines, ``t``  logits
 ``equal``   ``a``                     the same
 ==========  ========================  ==============================================================
 
+Without yarn ``t`` is ``a``, and in families that multiply logits these are multiplied by ``(a g(1) g(10 m))²``, whatever the scaling is.
 Families whose description says that yarn multiplies logits, though llama.cpp does not read the key there, are computed as by ``equal``. The
 numbers were found by running llama.cpp; ``betas`` are the architectures in which it reads ``yarn_beta_fast`` and ``yarn_beta_slow``.
 """
@@ -67,48 +68,65 @@ def own_magnitude(factor: float, share: float = 1.0) -> float:
     return 1.0 + _SLOPE * share * math.log(factor) if factor > 1 else 1.0
 
 
-def yarn_magnitudes(architecture: Architecture, factor: float, attention: float, multiplier: float) -> Magnitudes:
-    """Return what the keys of a GGUF file mean; absent ones are 1 and 0."""
+def yarn_magnitudes(
+    architecture: Architecture, factor: float, attention: float, multiplier: float, *, yarn: bool = True
+) -> Magnitudes:
+    """Return what the keys of a GGUF file mean; absent ones are 1 and 0. ``yarn`` tells whether the scaling is that, or another one or none."""
     reading = _reading(architecture)
-    if not multiplier or reading is None:
-        turned, share = attention * own_magnitude(factor), 0.0
-    elif reading == "turned":
-        turned, share = attention * own_magnitude(factor) / own_magnitude(factor, multiplier), 0.0
-    else:
+    turned, share = attention, 0.0
+    if multiplier and reading in ("logits", "equal"):
         share = multiplier / _SLOPE
-        turned = attention
-        if reading == "logits":
+    if yarn:
+        if multiplier and reading == "turned":
+            turned *= own_magnitude(factor) / own_magnitude(factor, multiplier)
+        elif not share or reading == "logits":
             turned *= own_magnitude(factor) / own_magnitude(factor, share)
     if not _multiplies_logits(architecture):
         return Magnitudes(turned, 1.0)
-    return Magnitudes(turned, (turned * own_magnitude(factor, share)) ** 2)
+    return Magnitudes(turned, (turned * _in_logits(factor, yarn) * own_magnitude(factor, share)) ** 2)
 
 
-def keys_of_magnitudes(architecture: Architecture, factor: float, wanted: Magnitudes) -> tuple[float, float]:
+def keys_of_magnitudes(
+    architecture: Architecture, factor: float, wanted: Magnitudes, *, yarn: bool = True
+) -> tuple[float, float]:
     """Return the attention factor and the multiplier, 1 and 0 for absent ones, with which :func:`yarn_magnitudes` gives ``wanted``.
 
     Of families that do not multiply logits, the multiplier is 0.
     """
     own = own_magnitude(factor)
-    excess = math.sqrt(wanted.logits) / wanted.turned if _multiplies_logits(architecture) else 1.0
-    if own == 1.0 or math.isclose(excess, 1.0, rel_tol=_CLOSE):
-        attention, multiplier = wanted.turned / own, 0.0
-    else:
-        multiplier = _SLOPE * (excess - 1.0) / (own - 1.0)
-        attention = wanted.turned * (excess / own if _reading(architecture) == "logits" else 1.0)
+    attention, multiplier = wanted.turned / (own if yarn else 1.0), 0.0
+    if _multiplies_logits(architecture) and own != 1.0:
+        excess = math.sqrt(wanted.logits) / (wanted.turned * _in_logits(factor, yarn))
+        if not math.isclose(excess, 1.0, rel_tol=_CLOSE):
+            multiplier = _SLOPE * (excess - 1.0) / (own - 1.0)
+            attention *= own if yarn and _reading(architecture) == "equal" else excess if yarn else 1.0
     return 1.0 if math.isclose(attention, 1.0, rel_tol=_CLOSE) else attention, multiplier
 
 
+def _in_logits(factor: float, yarn: bool) -> float:
+    """Return yarn's own factor where cosines and sines do not have it: llama.cpp multiplies logits by it whatever the scaling."""
+    return 1.0 if yarn else own_magnitude(factor)
+
+
 def note_unread(architecture: Architecture, metadata: Mapping[str, Field]) -> tuple[str, ...]:
-    """Return a note where a file with yarn has a key that is followed here and not by llama.cpp, or the other way round."""
+    """Return a note where a file has a key that is followed here and not by llama.cpp, or the other way round."""
     prefix = f"{architecture.gguf}."
     rope = architecture.rope
-    kind = metadata.get(f"{prefix}rope.scaling.type")
-    if rope is None or kind is None or kind.value != "yarn":
+    if rope is None:
         return ()
     stated = {key.removeprefix(prefix): field.value for key, field in metadata.items() if key.startswith(prefix)}
-    unread = [] if reads_betas(architecture) else [key for key, usual in BETAS if stated.get(key, usual) != usual]
-    if rope.log_multiplier and architecture.gguf not in _table()["log_multiplier"] and stated.get(LOG_MULTIPLIER):
+    yarn = stated.get("rope.scaling.type") == "yarn"
+    unread = (
+        []
+        if reads_betas(architecture) or not yarn
+        else [key for key, usual in BETAS if stated.get(key, usual) != usual]
+    )
+    if (
+        yarn
+        and rope.log_multiplier
+        and architecture.gguf not in _table()["log_multiplier"]
+        and stated.get(LOG_MULTIPLIER)
+    ):
         unread.append(LOG_MULTIPLIER)
     parts = [f"does not read {' and '.join(prefix + key for key in unread)}"] if unread else []
     if rope.local_theta is not None and stated.get(ATTENTION, 1.0) != 1.0:

@@ -110,12 +110,15 @@ def read_local_rope(
 
 def logit_multiplier(model: Model, architecture: Architecture, rope: RopeSettings | None) -> float:
     """Return what yarn multiplies the logits of attention by, in families where it does."""
-    if rope is None or not rope.yarn:
+    if rope is None:
         return 1.0
     stated = get_number(model.metadata, f"{architecture.gguf}.{ATTENTION}", model.path)
-    return _magnitudes(model, architecture, rope.factor, 1.0 if stated is None else float(stated)).logits
+    attention = 1.0 if stated is None else float(stated)
+    return _magnitudes(model, architecture, rope.factor, attention, yarn=rope.yarn).logits
 
 
-def _magnitudes(model: Model, architecture: Architecture, factor: float, attention: float) -> Magnitudes:
+def _magnitudes(
+    model: Model, architecture: Architecture, factor: float, attention: float, *, yarn: bool = True
+) -> Magnitudes:
     multiplier = get_number(model.metadata, f"{architecture.gguf}.{LOG_MULTIPLIER}", model.path)
-    return yarn_magnitudes(architecture, factor, attention, float(multiplier or 0.0))
+    return yarn_magnitudes(architecture, factor, attention, float(multiplier or 0.0), yarn=yarn)

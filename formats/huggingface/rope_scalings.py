@@ -103,7 +103,13 @@ def _default(source: Source) -> RopeResult:
 
 
 def _linear(source: Source) -> RopeResult:
-    return RopeResult({"rope.scaling.type": string("linear"), "rope.scaling.factor": float32(source.number("factor"))})
+    factor = source.number("factor")
+    metadata = {"rope.scaling.type": string("linear"), "rope.scaling.factor": float32(factor)}
+    wanted = Magnitudes(1.0, _magnitudes(source, factor).logits)
+    _, multiplier = keys_of_magnitudes(source.architecture, factor, wanted, yarn=False)
+    if multiplier:
+        metadata[LOG_MULTIPLIER] = float32(multiplier)
+    return RopeResult(metadata)
 
 
 def _dynamic(source: Source) -> RopeResult:

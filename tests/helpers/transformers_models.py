@@ -198,6 +198,7 @@ CASES = (
     case("deepseek3-groups-yarn", "DeepseekV3ForCausalLM", **LATENT | {"n_routed_experts": 8}, q_lora_rank=48, n_group=4, topk_group=2, rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)),
     case("deepseek3-unscaled", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0, rope_parameters=yarn(attention_factor=1.0)),
     case("deepseek3-yarn-plain", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0, rope_parameters=yarn()),
+    case("deepseek3-linear", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
     case("deepseek3-yarn-mscales", "DeepseekV3ForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, num_mtp_layers=0, rope_parameters=yarn(mscale=1.5, mscale_all_dim=0.6)),
     case("glm4moe-lite", "Glm4MoeLiteForCausalLM", **LATENT, q_lora_rank=48, n_group=1, topk_group=1, routed_scaling_factor=1.8, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     case("glm", "GlmForCausalLM", head_dim=16),

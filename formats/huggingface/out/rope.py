@@ -73,7 +73,7 @@ def rebuild_rope(
         return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
     kind = known.text("scaling.type")
     if kind == "linear":
-        scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": known.number("scaling.factor", 1.0)}
+        scaling: dict[str, Any] | None = _linear(known, architecture, known.number("scaling.factor", 1.0))
     elif kind == "yarn":
         scaling = _yarn(known, architecture, known.number("scaling.factor", 1.0), whole(values, "context"))
     elif _TABLE in tensors:
@@ -134,6 +134,12 @@ def _share(rotated: int, size: int) -> float:
     return share if int(size * share) == rotated else math.nextafter(share, 2.0)
 
 
+def _linear(known: _Known, architecture: Architecture, factor: float) -> dict[str, Any]:
+    multiplier = known.number("scaling.yarn_log_multiplier", 0.0)
+    logits = yarn_magnitudes(architecture, factor, 1.0, multiplier, yarn=False).logits
+    return {"rope_type": "linear", "factor": factor, **_share_of_logits(factor, logits)}
+
+
 def _yarn(known: _Known, architecture: Architecture, factor: float, context: int) -> dict[str, Any]:
     original = known.integer("scaling.original_context_length") or max(1, round(context / factor))
     found: dict[str, Any] = {
@@ -150,14 +156,19 @@ def _yarn(known: _Known, architecture: Architecture, factor: float, context: int
 
 def _magnitudes(factor: float, wanted: Magnitudes) -> dict[str, float]:
     """Return the keys with which transformers multiplies by what GGUF says; what it does without keys has none."""
-    own, found = own_magnitude(factor), {}
-    if own != 1.0 and not math.isclose(wanted.logits, 1.0, rel_tol=_CLOSE):
-        found["mscale_all_dim"] = round((math.sqrt(wanted.logits) - 1.0) / (own - 1.0), _DIGITS)
-        if math.isclose(wanted.turned, 1.0, rel_tol=_CLOSE):  # as DeepSeek says it
-            return {"mscale": found["mscale_all_dim"], **found}
+    own, found = own_magnitude(factor), _share_of_logits(factor, wanted.logits)
+    if found and math.isclose(wanted.turned, 1.0, rel_tol=_CLOSE):  # as DeepSeek says it
+        return {"mscale": found["mscale_all_dim"], **found}
     if not math.isclose(wanted.turned, own, rel_tol=_CLOSE):
         found["attention_factor"] = round(wanted.turned, _DIGITS)
     return found
+
+
+def _share_of_logits(factor: float, logits: float) -> dict[str, float]:
+    own = own_magnitude(factor)
+    if own == 1.0 or math.isclose(logits, 1.0, rel_tol=_CLOSE):
+        return {}
+    return {"mscale_all_dim": round((math.sqrt(logits) - 1.0) / (own - 1.0), _DIGITS)}
 
 
 def _longrope(known: _Known, tensors: Mapping[str, Tensor], context: int) -> dict[str, Any]:

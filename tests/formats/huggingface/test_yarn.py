@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from qconv.runtime.forward import forward
 from qconv.runtime.network import load_network
 
 ROUNDING = 1e-3  # of log-probabilities, in two orders of summation
-BETAS = {"yarn_beta_fast": 8.0, "yarn_beta_slow": 3.0}
-FOLLOWED: tuple[tuple[str, dict[str, float]], ...] = (
+Keys = dict[str, Any]
+BETAS: Keys = {"yarn_beta_fast": 8.0, "yarn_beta_slow": 3.0}
+FOLLOWED: tuple[tuple[str, Keys], ...] = (
     ("llama", {}),
     ("llama", {"yarn_log_multiplier": 0.1}),
     ("llama", {"attn_factor": 0.7}),
@@ -38,8 +40,12 @@ FOLLOWED: tuple[tuple[str, dict[str, float]], ...] = (
     ("mistral3", {"attn_factor": 0.7, "yarn_log_multiplier": 0.5}),
     ("mistral3", BETAS),
     ("glm-dsa", {"attn_factor": 0.7}),
+    ("llama", {"type": "linear"}),
+    ("deepseek2", {"type": "linear"}),
+    ("deepseek3", {"type": "linear", "yarn_log_multiplier": 0.0707}),
+    ("deepseek32", {"type": "linear"}),
 )
-NOTED: tuple[tuple[str, dict[str, float]], ...] = (
+NOTED: tuple[tuple[str, Keys], ...] = (
     ("llama", BETAS),
     ("deepseek2", BETAS),
     ("glm-dsa", {"yarn_log_multiplier": 0.1}),
@@ -47,15 +53,15 @@ NOTED: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 
-def with_yarn(model: Model, keys: dict[str, float]) -> Model:
-    """Return the model without tables of frequencies, its rotary scaling replaced by yarn with ``keys``."""
+def with_yarn(model: Model, keys: Keys) -> Model:
+    """Return the model without tables of frequencies, its rotary scaling replaced by yarn, or another ``type``, with ``keys``."""
     prefix = f"{model.architecture}.rope.scaling."
     metadata = {key: field for key, field in model.metadata.items() if not key.startswith(prefix)}
     metadata |= {
-        f"{prefix}type": string("yarn"),
+        f"{prefix}type": string(keys.get("type", "yarn")),
         f"{prefix}factor": float32(4.0),
         f"{prefix}original_context_length": uint32(64),
-        **{prefix + key: float32(value) for key, value in keys.items()},
+        **{prefix + key: float32(value) for key, value in keys.items() if key != "type"},
     }
     if (length := f"{model.architecture}.attention.temperature_length") in metadata:
         metadata[length] = uint32(64)
@@ -68,7 +74,7 @@ def with_yarn(model: Model, keys: dict[str, float]) -> Model:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "keys"), [*FOLLOWED, *NOTED])
 def test_keys_mean_what_llama_cpp_makes_of_them_or_a_note_tells(
-    name: str, keys: dict[str, float], tmp_path: Path, context: OpenContext
+    name: str, keys: Keys, tmp_path: Path, context: OpenContext
 ) -> None:
     """Both in the forward pass and, by transformers, in the folder that is written."""
     import transformers
@@ -102,8 +108,10 @@ def test_any_magnitudes_that_a_family_has_can_be_said(name: str) -> None:
     for turned in (1.0, 0.8, 1.0 + 0.1 * np.log(4.0), 2.5):
         for square in (1.0, 0.64, 1.3, turned**2):
             wanted = Magnitudes(turned, square if architecture.rope and architecture.rope.log_multiplier else 1.0)
-            found = yarn_magnitudes(architecture, 4.0, *keys_of_magnitudes(architecture, 4.0, wanted))
-            assert (found.turned, found.logits) == pytest.approx((wanted.turned, wanted.logits), rel=1e-5)
+            for yarn in (True, False):
+                keys = keys_of_magnitudes(architecture, 4.0, wanted, yarn=yarn)
+                found = yarn_magnitudes(architecture, 4.0, *keys, yarn=yarn)
+                assert (found.turned, found.logits) == pytest.approx((wanted.turned, wanted.logits), rel=1e-5)
 
 
 def test_nothing_is_told_of_keys_that_do_nothing() -> None:
