@@ -262,6 +262,10 @@ def packed_reader(work: Path) -> Reader:
         "gptq-planes": (packed_folders.gptq(5, 32, layout="gptq_p"), gptq | {"bits": 5, "checkpoint_format": "gptq_p"}),
         "awq": (packed_folders.awq_gemm(32), {"quant_method": "awq", "bits": 4, "group_size": 32}),
         "awq-gemv": (packed_folders.awq_gemv(32), {"quant_method": "awq", "group_size": 32, "version": "gemv"}),
+        "awq-fast": (
+            packed_folders.awq_gemv_fast(32),
+            {"quant_method": "awq", "group_size": 32, "version": "gemv_fast"},
+        ),
         "exl2": (packed_folders.exl2(lambda inputs: [(6, 32), (2, inputs - 32)]), {"quant_method": "exl2"}),
         "exl3": (packed_folders.exl3(1.0), {"quant_method": "exl3"}),
         "nf4": (packed_floats.bitsandbytes_4bit(nested=4), {"quant_method": "bitsandbytes", "load_in_4bit": True}),

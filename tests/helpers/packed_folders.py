@@ -203,6 +203,41 @@ def awq_gemv(group_size: int) -> Packer:
     return pack
 
 
+def awq_gemv_fast(group_size: int) -> Packer:
+    """Return a packer of AWQ's version gemv_fast; scales are exact in float16, zero points times scales too."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = weights.shape
+        groups = inputs // group_size
+        rows = -(-groups // 8) * 8
+        codes = rng.integers(0, 16, (outputs, inputs))
+        scales = np.full((rows, outputs), np.float16(9.0))
+        scales[:groups] = 2.0 ** rng.integers(-6, -2, (groups, outputs))
+        zeros = (-scales.astype(np.float32) * rng.integers(0, 16, scales.shape)).astype(np.float16)
+        words = np.zeros((outputs // 4, inputs), np.uint16)
+        exact = np.zeros((outputs, inputs), np.float32)
+        for n in range(outputs):
+            for block in range(inputs // 64):
+                for place in range(64):
+                    half, inside = divmod(place, 32)
+                    eighth, stored = divmod(inside, 8)
+                    source = 8 * eighth + (0, 2, 4, 6, 1, 3, 5, 7)[stored]  # in the order of pairs from each quarter
+                    k = 32 * half + 8 * (source // 2 % 4) + 2 * (source // 8) + source % 2
+                    word = 64 * block + 16 * (n % 4) + place // 4
+                    words[n // 4, word] |= int(codes[n, 64 * block + k]) << (4 * (place % 4))
+            for k in range(inputs):
+                g = k // group_size
+                exact[n, k] = np.float32(codes[n, k]) * np.float32(scales[g, n]) + np.float32(zeros[g, n])
+        tensors = {
+            ".qweight": ("I16", words.shape, words.astype("<u2").tobytes()),
+            ".qzeros": float16(zeros),
+            ".scales": float16(scales),
+        }
+        return PackedLayer(tensors, exact)
+
+    return pack
+
+
 def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0) -> Packer:
     """Return a packer of EXL2; ``groups`` gives (bits, inputs) of each group for a number of inputs.
 

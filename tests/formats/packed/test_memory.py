@@ -92,6 +92,12 @@ def awq(version: str) -> tuple[dict[str, Stored], dict[str, Any]]:
             ".qzeros": noise("I32", ROWS, groups // 8),
             ".scales": numbers("F16", ROWS, groups),
         }
+    elif version == "gemv_fast":
+        tensors = {
+            ".qweight": noise("I16", ROWS // 4, COLUMNS),
+            ".qzeros": numbers("F16", groups, ROWS),
+            ".scales": numbers("F16", groups, ROWS),
+        }
     else:
         tensors = {
             ".qweight": noise("I32", COLUMNS, ROWS // 8),
@@ -136,6 +142,7 @@ CASES = {
     **{f"exl3-{bits}": exl3(bits) for bits in (1, 8)},
     "awq-gemm": awq("gemm"),
     "awq-gemv": awq("gemv"),
+    "awq-gemv-fast": awq("gemv_fast"),
     "nf4-nested": nf4(),
     "int8": int8(),
     **{f"words-{bits}": words(bits) for bits in (1, 2, 3, 8)},
