@@ -277,9 +277,10 @@ def packed_reader(work: Path) -> Reader:
         "wide": (_noise_of_two_bits, gptq | {"bits": 2}),
     }
     wide: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    sizes = {"wide": wide, "awq-fast": {"intermediate_size": 128}}
     fixtures = []
     for name, (pack, settings) in cases.items():
-        packed_folders.packed_model(work / name, pack, settings, **(wide if name == "wide" else {}))
+        packed_folders.packed_model(work / name, pack, settings, **sizes.get(name, {}))
         weights = _files(work / name)
         vocabulary = _small_tokenizer(json.loads(weights["config.json"])["vocab_size"])
         fixtures.append(Fixture(weights | {"tokenizer.json": vocabulary}, "", tuple(weights)))

@@ -238,6 +238,38 @@ def awq_gemv_fast(group_size: int) -> Packer:
     return pack
 
 
+def marlin(group_size: int) -> Packer:
+    """Return a packer of Marlin's form; scales are powers of two."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = weights.shape
+        groups = 1 if group_size == -1 else inputs // group_size
+        codes = rng.integers(0, 16, (inputs, outputs))
+        scales = 2.0 ** rng.integers(-6, -2, (groups, outputs))
+        words = np.zeros((inputs // 16, 2 * outputs), np.uint32)
+        for k in range(inputs):
+            for n in range(outputs):
+                block, inside = divmod(n, 64)
+                tile, column = divmod(inside, 16)
+                row = k % 16
+                thread = 4 * (column % 8) + row % 8 // 2
+                place = (row % 2) + 2 * (row // 8) + 4 * (column // 8)
+                nibble = (0, 4, 1, 5, 2, 6, 3, 7)[place]
+                words[k // 16, 128 * block + 4 * thread + tile] |= np.uint32(int(codes[k, n]) << (4 * nibble))
+        kept = np.zeros((groups, outputs), np.float32)
+        for n in range(outputs):
+            if groups == 1:
+                block, inside = divmod(n, 32)
+                kept[:, 32 * block + 8 * (inside % 8 // 2) + 2 * (inside // 8) + inside % 2] = scales[:, n]
+            else:
+                block, inside = divmod(n, 64)
+                kept[:, 64 * block + 8 * (inside % 8) + inside // 8] = scales[:, n]
+        exact = (codes - 8) * np.repeat(scales, inputs // groups, axis=0)
+        return PackedLayer({".B": int32(words), ".s": float16(kept)}, exact.T.astype(np.float32))
+
+    return pack
+
+
 def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0) -> Packer:
     """Return a packer of EXL2; ``groups`` gives (bits, inputs) of each group for a number of inputs.
 
