@@ -19,12 +19,21 @@ __all__ = ["lock_path", "open_locked", "sole_writer"]
 
 
 def open_locked(path: Path) -> IO[str]:
-    """Open a text file for reading and appending, made if need be, that no other process holds; raises BusyError where one does.
+    """Open a text file for reading and appending, made if need be, that no other process holds.
+
+    Raises BusyError where one does, OutputError where the folder is not writable.
 
     Closing the file releases it, and so does the end of the process, however it comes. The owner may delete the file before closing it.
     """
     while True:
-        file = path.open("a+", encoding="utf-8")
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"nothing can be written into this folder ({error.strerror})",
+                path=path.parent,
+                remedy="Choose another one for the output, or change its permissions.",
+            ) from error
         try:
             if fcntl is not None:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,11 +60,7 @@ def lock_path(output: Path) -> Path:
 def sole_writer(output: Path) -> Iterator[None]:
     """Keep other processes from writing ``output`` meanwhile; raises BusyError where one does already, OutputError where the folder is not writable."""
     path = lock_path(output)
-    try:
-        file = open_locked(path)
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror})", path=output) from error
-    with file:
+    with open_locked(path):
         try:
             yield
         finally:

@@ -91,6 +91,11 @@ def parse_assignments(
     for text in assignments:
         key, _, rest = text.partition("=")
         kind = rest.partition(":")[0].removesuffix("[]")
+        if kind not in (*TYPES, "int") and key and "=" in text and key not in present:
+            raise UsageError(
+                f"there is no key {key!r} yet, so it needs a type",
+                remedy=f"Write {key}=TYPE:{rest}, such as {key}=str:{rest}, or correct the key.",
+            )
         if kind not in (*TYPES, "int") and key in present:
             text = f"{key}={type_name(present[key])}:{rest}"
         found.update([parse_override(text, "")])

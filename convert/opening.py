@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import MissingFileError, UnknownFormatError
+from ..errors import UnknownFormatError
 from ..formats.base import Format, Model
 from ..plugins.manager import Registries
+from .unrecognised import absent, unrecognised
 
 __all__ = ["detect", "open_model"]
 
@@ -16,15 +17,20 @@ __all__ = ["detect", "open_model"]
 def detect(path: Path, registries: Registries) -> Format:
     """Return the format of ``path``, judged by content; raises MissingFileError or UnknownFormatError."""
     if not path.exists():
-        raise MissingFileError("no such file or folder", path=path)
-    for candidate in registries.formats.values():
-        if candidate.detect(path):
-            return candidate
-    raise UnknownFormatError(
-        "no reader recognises this " + ("folder" if path.is_dir() else "file"),
-        path=path,
-        remedy="Readable formats: " + ", ".join(registries.formats) + ".",
-    )
+        raise absent(path)
+    if not path.is_dir() and not path.is_file():  # to open a pipe would wait for whoever writes into it
+        raise UnknownFormatError(
+            "this is no regular file", path=path, remedy="Copy the model to a disk, and name that."
+        )
+    found = _recognised(path, registries)
+    if found is not None:
+        return found
+    readable = [name for name, it in registries.formats.items() if it.open is not None]
+    raise unrecognised(path, readable, lambda other: _recognised(other, registries) is not None)
+
+
+def _recognised(path: Path, registries: Registries) -> Format | None:
+    return next((candidate for candidate in registries.formats.values() if candidate.detect(path)), None)
 
 
 @contextmanager
@@ -38,12 +44,12 @@ def open_model(
 ) -> Iterator[Model]:
     """Open ``path`` with the reader that recognises it, and close it afterwards.
 
-    A folder that none recognises is given to the reader ``expected``, which can say what it lacks.
+    Without its weights a folder may be recognised by none: where the vocabulary alone is wanted, the reader ``expected`` is tried.
     """
     try:
         reader = detect(path, registries)
     except UnknownFormatError:
-        if expected is None or not path.is_dir():
+        if expected is None or not (vocabulary_only and path.is_dir()):
             raise
         reader = registries.formats[expected]
     if reader.open is None:

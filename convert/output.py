@@ -288,7 +288,11 @@ def output_error(error: OSError, path: Path) -> OutputError:
             path=path,
             remedy="Nothing was left behind; free some space, or choose a folder on another disk.",
         )
-    return OutputError(f"cannot be written ({error.strerror})", path=path)
+    return OutputError(
+        f"cannot be written ({error.strerror})",
+        path=path,
+        remedy="Choose another output, or change the permissions there.",
+    )
 
 
 def _reserve(descriptor: int, size: int) -> None:

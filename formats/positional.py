@@ -72,7 +72,8 @@ class PositionalFile:
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError("there is no such file", path=path) from None
         if not stat.S_ISREG(mode):
-            raise FormatError("this is no regular file", path=path)
+            what = "a folder, no regular file" if stat.S_ISDIR(mode) else "no regular file"
+            raise FormatError(f"this is {what}", path=path, remedy="Name the file itself.")
         try:
             self._file = path.open("rb", buffering=0)
         except PermissionError:

@@ -15,12 +15,19 @@ from .base import Model
 from .getters import get_integer
 from .metadata import Field
 
-__all__ = ["without_predictions"]
+__all__ = ["block_of", "first_prediction", "without_predictions"]
 
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _COUNT: Final = "nextn_predict_layers"
 # arrays under these prefixes have other lengths than the number of blocks, even where it is the same number
 _NOT_PER_BLOCK: Final = ("rope.",)
+
+
+def first_prediction(model: Model) -> int | None:
+    """Return the number of the first block that predicts tokens after next, None where there is none."""
+    extra = get_integer(model.metadata, f"{model.architecture}.{_COUNT}", model.path) or 0
+    count = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
+    return count - extra if 0 < extra < count else None
 
 
 def without_predictions(model: Model) -> tuple[Model, tuple[str, ...]]:
@@ -40,7 +47,7 @@ def without_predictions(model: Model) -> tuple[Model, tuple[str, ...]]:
             path=model.path,
             remedy="A file with nothing but these blocks is no model by itself: use the one that it belongs to.",
         )
-    tensors = {name: tensor for name, tensor in model.tensors.items() if _block(name) < kept}
+    tensors = {name: tensor for name, tensor in model.tensors.items() if block_of(name) < kept}
     words = f"block {kept}" if extra == 1 else f"blocks {kept} to {count - 1}"
     note = (
         f"{words}, which predict{'s' if extra == 1 else ''} tokens after next, {'is' if extra == 1 else 'are'} left out"
@@ -55,7 +62,7 @@ def without_predictions(model: Model) -> tuple[Model, tuple[str, ...]]:
     )
 
 
-def _block(name: str) -> int:
+def block_of(name: str) -> int:
     """Return the number of a tensor's block, -1 outside of blocks."""
     match = _BLOCK.match(name)
     return int(match[1]) if match else -1

@@ -27,6 +27,7 @@ from ..errors import ModelError
 from .architectures import Architecture, RuntimeFacts, parse_expression
 from .metadata import Field
 from .window_patterns import PATTERN_KEY, period_of
+from .yarn import ATTENTION, BETAS, LOG_MULTIPLIER, note_unread
 
 __all__ = ["note_strange_keys", "strange_keys"]
 
@@ -37,15 +38,14 @@ _ROPE: Final = (
     "rope.scale_linear",
     "rope.scaling.type",
     "rope.scaling.factor",
-    "rope.scaling.attn_factor",
+    ATTENTION,
     "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
+    LOG_MULTIPLIER,
+    *(key for key, _ in BETAS),
 )
 # llama.cpp's numbers: none said, softmax, sigmoid, softmax of the chosen; the last is the second where weights are divided by their sum
 _GATING_KEY: Final = "expert_gating_func"
 _GATINGS: Final = {"softmax": (0, 1), "sigmoid": (0, 2), "softmax_top_k_normalised": (0, 1, 3)}
-_LOG_MULTIPLIER: Final = "rope.scaling.yarn_log_multiplier"
 _NORM_KEY: Final = "expert_weights_norm"
 
 
@@ -60,14 +60,15 @@ class _WithoutEffect:
 def note_strange_keys(
     architecture: Architecture, metadata: Mapping[str, Field], values: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """Return a note that names the keys of :func:`strange_keys`, none where there are none."""
+    """Return a note that names the keys of :func:`strange_keys`, and one of yarn's keys that llama.cpp reads otherwise; none where there are none."""
     found = strange_keys(architecture, metadata, values)
+    unread = note_unread(architecture, metadata)
     if not found:
-        return ()
+        return unread
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     listed = ", ".join(f"{key} ({_shown(metadata[key])})" for key in found[:_LISTED])
     what = f"qconv does not know what the file says in {listed}{more} for the architecture {architecture.name}"
-    return (f"{what}: the results may differ from llama.cpp's",)
+    return (f"{what}: the results may differ from llama.cpp's", *unread)
 
 
 def strange_keys(
@@ -99,8 +100,6 @@ def _known_keys(architecture: Architecture) -> Iterator[str]:
     if rope is None:
         return
     yield from _ROPE
-    if rope.log_multiplier:
-        yield _LOG_MULTIPLIER
     if rope.local_theta is not None:
         yield "rope.freq_base_swa"
     if rope.local_dimensions is not None:
@@ -127,8 +126,6 @@ def _is_understood(
             return isinstance(field.value, int) and field.value in _GATINGS[facts.expert_gating]
         return key in known or bool(field.value) == (facts.expert_gating == "softmax_top_k_normalised")
     table = _without_effect()
-    if key == _LOG_MULTIPLIER and architecture.rope is not None and architecture.rope.temperature:
-        return key in known or field.value in (0, 1)  # Ministral 3's: whether cosines and sines are left as they are
     if key == PATTERN_KEY and isinstance(facts, RuntimeFacts) and facts.sliding_period is not None:
         return period_of(field) == facts.sliding_period.evaluate(values)
     if key in known or key in table.never or key.startswith(table.parts):

@@ -32,6 +32,9 @@ class Place:
                 f"the architecture {self.configuration.architecture} needs this tensor, which the file lacks",
                 path=self.model.path,
                 tensor=name,
+                remedy=""
+                if self.model.tensors
+                else "The file holds a vocabulary and no weights: name the model that it belongs to.",
             )
         if len(tensor.shape) == len(shape) + 1 and tensor.shape[0] == 1:
             tensor = replace(tensor, shape=tensor.shape[1:])  # the same to llama.cpp, whose converter does not squeeze

@@ -8,8 +8,16 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..errors import ModelError, UnknownArchitectureError
-from ..formats.architectures import Architecture, Expression, HyperParameter, answering, bears, built_in_architectures
+from ..errors import ModelError
+from ..formats.architectures import (
+    Architecture,
+    Expression,
+    HyperParameter,
+    answering,
+    bears,
+    built_in_architectures,
+    unknown_architecture,
+)
 from ..formats.base import Model
 from ..formats.getters import get_flag, get_integer, get_number
 from ..formats.huggingface.out.values import recover_values
@@ -162,11 +170,8 @@ def _choose(model: Model, known: tuple[Architecture, ...]) -> Architecture:
     if all(isinstance(item.runtime, str) for item in fitting):
         fitting = fitting[:1]  # none of them runs, for reasons of their own
     if len(fitting) != 1:
-        raise UnknownArchitectureError(
-            f"the architecture {name!r} has no description that a forward pass could follow",
-            path=model.path,
-            remedy=f"Known: {', '.join(sorted({item.gguf for item in known}))}.",
-        )
+        problem = f"the architecture {name!r} has no description that a forward pass could follow"
+        raise unknown_architecture(problem, name, known, model.path)
     return fitting[0]
 
 

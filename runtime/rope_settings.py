@@ -11,13 +11,13 @@ from ..errors import ModelError
 from ..formats.architectures import Architecture
 from ..formats.base import Model
 from ..formats.getters import get_integer, get_number, get_string
+from ..formats.yarn import ATTENTION, BETAS, LOG_MULTIPLIER, Magnitudes, yarn_magnitudes
 
 __all__ = ["RopeSettings", "logit_multiplier", "read_local_rope", "read_rope"]
 
 _THETA = 10000.0  # GGUF's meaning of a missing rope.freq_base
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own
+(_, _BETA_FAST), (_, _BETA_SLOW) = BETAS
 _YARN_SLOPE = 0.1  # yarn multiplies by one plus so many times the logarithm of the factor
-_LOG_MULTIPLIER = "scaling.yarn_log_multiplier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,9 @@ def read_rope(model: Model, architecture: Architecture, head_size: int, context:
     # the second key is that of files from before scaling had types
     factor = (number("scaling.factor", number("scale_linear", 0.0)) if kind != "none" else 0.0) or 1.0
     attention_factor = number("scaling.attn_factor", 1.0)
-    if kind == "yarn" and number(_LOG_MULTIPLIER, 0.0):
-        attention_factor /= 1.0 + _YARN_SLOPE * math.log(factor)  # the logits are multiplied instead: logit_multiplier
+    if kind == "yarn":
+        turned = _magnitudes(model, architecture, factor, attention_factor).turned
+        attention_factor = turned / (1.0 + _YARN_SLOPE * math.log(factor))
     return RopeSettings(
         order=rope.order,
         dimensions=dimensions,
@@ -109,7 +110,15 @@ def read_local_rope(
 
 def logit_multiplier(model: Model, architecture: Architecture, rope: RopeSettings | None) -> float:
     """Return what yarn multiplies the logits of attention by, in families where it does."""
-    if rope is None or not rope.yarn or architecture.rope is None or not architecture.rope.log_multiplier:
+    if rope is None:
         return 1.0
-    slope = get_number(model.metadata, f"{architecture.gguf}.rope.{_LOG_MULTIPLIER}", model.path) or 0.0
-    return (1.0 + float(slope) * math.log(rope.factor)) ** 2
+    stated = get_number(model.metadata, f"{architecture.gguf}.{ATTENTION}", model.path)
+    attention = 1.0 if stated is None else float(stated)
+    return _magnitudes(model, architecture, rope.factor, attention, yarn=rope.yarn).logits
+
+
+def _magnitudes(
+    model: Model, architecture: Architecture, factor: float, attention: float, *, yarn: bool = True
+) -> Magnitudes:
+    multiplier = get_number(model.metadata, f"{architecture.gguf}.{LOG_MULTIPLIER}", model.path)
+    return yarn_magnitudes(architecture, factor, attention, float(multiplier or 0.0), yarn=yarn)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Windows", "cut_standard", "cut_strided", "join", "token_digest"]
 
+_LEAST = 8  # tokens of a context
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
@@ -123,10 +125,13 @@ def _kind(windows: Windows) -> tuple[int, int, int | None, int]:
 
 
 def _check(tokens: Sequence[int] | NDArray[np.int32], context: int) -> None:
-    if context < 8:
-        raise UsageError(f"a context of {context} tokens is too short to score anything", remedy="Use at least 8.")
+    if context < _LEAST:
+        raise UsageError(
+            f"a context of {context} tokens is too short to score anything", remedy=f"Use at least {_LEAST}."
+        )
     if len(tokens) < 2 * context:
         raise UsageError(
             f"the text has {len(tokens)} tokens, but at least two contexts ({2 * context}) are needed",
-            remedy=f"Use a longer text, or a context of at most {len(tokens) // 2}.",
+            remedy="Use a longer text"
+            + (f", or a context of at most {len(tokens) // 2}." if len(tokens) >= 2 * _LEAST else "."),
         )

@@ -44,7 +44,11 @@ def read_recipe(path: Path, names: Collection[str]) -> tuple[tuple[str, str], ..
         if not words:
             continue
         if len(words) != 2:
-            raise FormatError(f"line {number}: {line.strip()!r} is no tensor and its type", path=path)
+            raise FormatError(
+                f"line {number}: {line.strip()!r} is no tensor and its type",
+                path=path,
+                remedy="Write a line for each tensor, such as 'output.weight Q6_K', as --recipe-out does.",
+            )
         if words[0] not in names:
             raise FormatError(
                 f"line {number}: the model has no tensor {words[0]!r}",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...formats.base import Model, Tensor
+from ...formats.predictions import block_of, first_prediction
 from ...quantizers.base import Encoding, ImportanceUse
 from ...quantizers.recipes.choose import needs_importance
 from ...runtime.bases import compare_with_base
@@ -197,12 +198,16 @@ def probe(
 ) -> dict[str, float]:
     """Return the sensitivity of each tensor: run ``windows`` with the tensor alone in a type of about three bits.
 
-    It takes a pass of the text per tensor, and one of the source. ``advance`` is called with each tensor's name when it is done,
+    It takes a pass of the text per tensor, and one of the source. Blocks that predict tokens after next take no part in a pass: their tensors are taken for as
+    sensitive as those of the same kind in the last block that has such, and those without any by their size. ``advance`` is called with each tensor's name when it is done,
     ``move`` with the number of tensors that what was just done amounts to; what ``kept`` knows is not measured again, and it is told the rest.
     """
     base: list[TopRows] = []
-    found = {}
+    found: dict[str, float] = {}
+    first = first_prediction(model)
     for it in costs:
+        if first is not None and block_of(it.name) >= first:
+            continue
         near = min(it.candidates, key=lambda one: abs(8 * one.nbytes / it.weights - _PROBE_BITS))
         known = None if kept is None else kept.known.get((it.name, near.encoding))
         if known is None:
@@ -214,7 +219,24 @@ def probe(
                 kept.add(it.name, near.encoding, known)
         found[it.name] = known
         advance(it.name)
-    return found
+    lent = {it.name: _lent(it, costs, found) for it in costs if it.name not in found}
+    for name in lent:
+        advance(name)
+    return found | lent
+
+
+def _lent(tensor: TensorCosts, costs: Sequence[TensorCosts], found: Mapping[str, float]) -> float:
+    """Return the sensitivity of the nearest block's tensor of the same kind, or else what that of all measured weights makes for as many."""
+    kind = _kind(tensor.name)
+    alike = [name for name in found if block_of(name) >= 0 and _kind(name) == kind]
+    if alike:
+        return found[max(alike, key=block_of)]
+    measured = [it for it in costs if it.name in found]
+    return tensor.weights * sum(found[it.name] for it in measured) / max(1, sum(it.weights for it in measured))
+
+
+def _kind(name: str) -> str:
+    return name.removeprefix("blk.").partition(".")[2]
 
 
 def divergence(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed or interrupted, 2 wrong usage. A user's mistake is 
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -128,6 +129,16 @@ def main() -> None:
         gc.freeze()  # what is left is left to the system: it is quicker at it than a last search for garbage
 
 
+_REMEDIES = {
+    errno.EACCES: " Check the permissions of this path and of its folder.",
+    errno.EPERM: " Check the permissions of this path and of its folder.",
+    errno.EROFS: " Choose a place on a disk that can be written to.",
+    errno.ENOSPC: " Free some space, or choose a place on another disk.",
+    errno.EMFILE: " Raise the limit of open files (ulimit -n).",
+    errno.EIO: " The disk may be failing: copy the file to another one first.",
+}
+
+
 class _Commands(TyperGroup):
     """Makes sentences of errors before typer sees them: it takes an EOFError, which TruncatedError is, for a closed terminal."""
 
@@ -143,7 +154,8 @@ class _Commands(TyperGroup):
             code = 1
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            code = _fail(f"{where}{error.strerror or error}.", 1)
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            code = _fail(f"{where}{error.strerror or error}.{remedy}", 1)
         except (KeyboardInterrupt, typer.Abort):  # commands that can be continued have said so themselves
             code = _interrupted()
         except MemoryError:

@@ -3,7 +3,7 @@
 A plugin adds a family by loading a JSON file of its own with :func:`load_architecture` and registering the result.
 """
 
-from .answering import answering, bears
+from .answering import answering, bears, unknown_architecture
 from .base import (
     Alias,
     Architecture,
@@ -53,5 +53,6 @@ __all__ = [
     "map_names",
     "parse_condition",
     "parse_expression",
+    "unknown_architecture",
     "whole",
 ]

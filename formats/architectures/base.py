@@ -164,8 +164,8 @@ class Rope:
         local_theta: base frequency of sliding-window layers, for families where it differs.
         local_dimensions: size of a head of sliding-window layers, where that differs: GGUF's ``rope.dimension_count_swa``.
         usual: kind of scaling where the configuration is silent.
-        log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``, instead of cosines and
-            sines; GGUF has a tenth of ``mscale_all_dim`` as ``rope.scaling.yarn_log_multiplier``.
+        log_multiplier: whether yarn multiplies the logits of attention, by the square of ``1 + 0.1 mscale_all_dim ln(factor)``;
+            :mod:`..yarn` has GGUF's keys for it.
         temperature: whether queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original context))``, ``beta`` being
             ``llama_4_scaling_beta`` among the rotary parameters, and GGUF's ``attention.temperature_scale``.
         sections: pairs that take their position from time, height and width, in turn, where the configuration is silent. Text has one position in all

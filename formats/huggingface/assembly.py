@@ -29,7 +29,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         "This looks like a LoRA adapter: merge it into its base model first (peft's merge_and_unload).",
     ),
     (
-        (".qweight", ".qzeros", ".g_idx", ".trellis", ".SCB", ".absmax", "quant_map", ".weight_scale", "_scale_inv", ".weight_packed", ".weight_shape"),
+        (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", "quant_map", ".weight_scale", "_scale_inv", ".weight_packed", ".weight_shape"),
         "This is a quantized checkpoint of a kind that qconv does not know, or a damaged one: convert the original BF16 or F16 model.",
     ),
     (

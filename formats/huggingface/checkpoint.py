@@ -13,7 +13,15 @@ from ..stored import StoredTensor
 from .json_files import read_json_object
 from .safetensors import read_header
 
-__all__ = ["CONSOLIDATED", "NO_CHECKPOINT", "Checkpoint", "WeightFiles", "checkpoint_files", "open_checkpoint"]
+__all__ = [
+    "CONSOLIDATED",
+    "CONSOLIDATED_PICKLES",
+    "NO_CHECKPOINT",
+    "Checkpoint",
+    "WeightFiles",
+    "checkpoint_files",
+    "open_checkpoint",
+]
 
 _LISTED = 8  # names per message
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
@@ -44,6 +52,10 @@ class WeightFiles:
         others = tuple(path for path in found if not path.name.startswith("consolidated"))
         return others or tuple(found)
 
+    def are_in(self, folder: Path) -> bool:
+        """Whether a folder has such files, or a list of them."""
+        return bool(self.files(folder)) or (folder / self.index).exists()
+
 
 def _read_pickled(file: PositionalFile) -> Mapping[str, StoredTensor]:
     from ..pickles import read_pickled_checkpoint  # only old folders need its many modules
@@ -53,8 +65,14 @@ def _read_pickled(file: PositionalFile) -> Mapping[str, StoredTensor]:
 
 _SAFETENSORS = WeightFiles("model", ".safetensors", "*.safetensors", lambda file: read_header(file)[0])
 _PICKLES = WeightFiles("pytorch_model", ".bin", "pytorch_model*.bin", _read_pickled)
+# AutoGPTQ's name for them, with the bits and the group size in it
+_GPTQ_PICKLES = WeightFiles("gptq_model", ".bin", "gptq_model*.bin", _read_pickled)
 CONSOLIDATED = WeightFiles("consolidated", ".safetensors", "consolidated*.safetensors", _SAFETENSORS.read)
 """Those of Mistral's own form."""
+CONSOLIDATED_PICKLES = tuple(
+    WeightFiles("consolidated", suffix, f"consolidated*{suffix}", _read_pickled) for suffix in (".pt", ".pth")
+)
+"""Those of its first releases."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ NO_CHECKPOINT = Checkpoint({}, (), (), ())
 
 def checkpoint_files(folder: Path) -> tuple[Path, ...]:
     """Return the weight files of a folder, by name: ``*.safetensors``, or where there is none ``pytorch_model*.bin``."""
-    return _SAFETENSORS.files(folder) or _PICKLES.files(folder)
+    return _SAFETENSORS.files(folder) or _PICKLES.files(folder) or _GPTQ_PICKLES.files(folder)
 
 
 def open_checkpoint(folder: Path, kind: WeightFiles | None = None) -> Checkpoint:
@@ -96,13 +114,19 @@ def open_checkpoint(folder: Path, kind: WeightFiles | None = None) -> Checkpoint
     """
     notes: list[str] = []
     if kind is None:
-        kind = _PICKLES if _is_pickled(folder) else _SAFETENSORS
+        kind = _SAFETENSORS
+        if not _SAFETENSORS.are_in(folder):
+            kind = next((it for it in (_PICKLES, _GPTQ_PICKLES) if it.are_in(folder)), _SAFETENSORS)
     index = folder / kind.index
     weight_map: dict[str, str] | None = None
     if (folder / kind.single).exists():
         paths: tuple[Path, ...] = (folder / kind.single,)
         if index.exists():
             notes.append(f"{kind.index} is ignored, since {kind.single} is there too")
+        spare = [path.name for path in kind.files(folder) if path.name != kind.single]
+        if spare and not index.exists():
+            listed = ", ".join(spare[:_LISTED]) + (", …" if len(spare) > _LISTED else "")
+            notes.append(f"{listed} {'is' if len(spare) == 1 else 'are'} ignored, since {kind.single} is there too")
     elif index.exists():
         weight_map = _read_index(index, kind)
         paths = tuple(folder / name for name in dict.fromkeys(weight_map.values()))
@@ -138,13 +162,6 @@ def open_checkpoint(folder: Path, kind: WeightFiles | None = None) -> Checkpoint
         raise
     files = (*paths, index) if weight_map is not None else paths
     return Checkpoint(tensors, files, tuple(notes), tuple(handles))
-
-
-def _is_pickled(folder: Path) -> bool:
-    """Whether the folder has torch's weight files and none of safetensors, not even a list of them."""
-    if _SAFETENSORS.files(folder) or (folder / _SAFETENSORS.index).exists():
-        return False
-    return bool(_PICKLES.files(folder)) or (folder / _PICKLES.index).exists()
 
 
 def _read_index(path: Path, kind: WeightFiles) -> dict[str, str]:

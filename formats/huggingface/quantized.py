@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from ...errors import FormatError, QconvError, ShapeError
 from ...quantizers.base import Encoding
 from ..architectures import Architecture, NameMap, at_layer, map_names
@@ -45,6 +47,7 @@ class Weights:
         container: facts for ``inspect``.
         spare: biases of zeros that a quantizer added.
         row_padding: rows of unpacked tensors are filled up to a multiple of it.
+        column_padding: the same of columns.
         scales: of NVFP4 tensors, by the tensor's name.
     """
 
@@ -53,6 +56,7 @@ class Weights:
     container: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     spare: Mapping[str, CheckpointTensor] = field(default_factory=lambda: MappingProxyType({}))
     row_padding: int = 1
+    column_padding: int = 1
     scales: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -97,6 +101,7 @@ def unpack_weights(
         MappingProxyType({"packing": packing.name, **unpacked.facts}),
         unpacked.spare,
         unpacked.row_padding,
+        unpacked.column_padding,
         unpacked.scales,
     )
 
@@ -147,8 +152,8 @@ def without_spares(weights: Weights, architecture: Architecture, values: Mapping
 
 
 def without_padding(weights: Weights, names: NameMap, values: Mapping[str, object]) -> Weights:
-    """Return the weights with padded rows cut to the number that the architecture gives."""
-    if weights.row_padding == 1:
+    """Return the weights with padded rows and columns cut to the numbers that the architecture gives."""
+    if weights.row_padding == weights.column_padding == 1:
         return weights
     found = dict(weights.tensors)
     for item in names.mapped:
@@ -156,10 +161,30 @@ def without_padding(weights: Weights, names: NameMap, values: Mapping[str, objec
             tensor = found[source]
             if not isinstance(tensor, Tensor) and not source.endswith(".bias"):
                 continue
-            rows = item.entry.shapes[index % len(item.entry.shapes)][0].evaluate(at_layer(values, item.layer))
-            if tensor.shape and 0 < rows < tensor.shape[0] == -(-rows // weights.row_padding) * weights.row_padding:
-                found[source] = _cut(tensor, rows)
+            sizes = [
+                it.evaluate(at_layer(values, item.layer)) for it in item.entry.shapes[index % len(item.entry.shapes)]
+            ]
+            if tensor.shape and _is_padded(tensor.shape[0], sizes[0], weights.row_padding):
+                found[source] = tensor = _cut(tensor, sizes[0])
+            if not isinstance(tensor, Tensor) or len(tensor.shape) != 2 or len(sizes) != 2:
+                continue
+            if _is_padded(tensor.shape[1], sizes[1], weights.column_padding):
+                found[source] = _cut_columns(tensor, sizes[1])
     return replace(weights, tensors=MappingProxyType(found))
+
+
+def _is_padded(found: int, wanted: int, multiple: int) -> bool:
+    return 0 < wanted < found == -(-wanted // multiple) * multiple
+
+
+def _cut_columns(tensor: Tensor, columns: int) -> Tensor:
+    """Return the first elements of each row."""
+    width = columns * tensor.encoding.block_bytes
+    return replace(
+        tensor,
+        shape=(*tensor.shape[:-1], columns),
+        read=lambda start, stop: np.ascontiguousarray(tensor.read(start, stop)[:, :width]),
+    )
 
 
 def _cut(tensor: CheckpointTensor, rows: int) -> CheckpointTensor:

@@ -34,7 +34,7 @@ def read_rope(architecture: Architecture, config: Mapping[str, Any], values: Val
     parameters, local = _parameters(config, path)
     theta = _theta(_stated(parameters, config, "rope_theta", "rotary_emb_base", "global_rope_theta"), rope.theta, path)
     rotated = _rotated(rope, parameters, config, values, path)
-    source = Source(rope, parameters, config, values, path, theta, rotated)
+    source = Source(architecture, rope, parameters, config, values, path, theta, rotated)
     kind = _kind(parameters, rope, path) if parameters else rope.usual
     if kind == "dynamic" and parameters.get("alpha") is not None:  # Hunyuan's: a larger base, whatever the length
         theta *= source.number("alpha") ** (rotated / max(1, rotated - 2))

@@ -1,7 +1,7 @@
 """Kinds of rotary scaling as GGUF's keys and tables of frequencies.
 
 Formulas: transformers' ``modeling_rope_utils`` documents the kinds; llama.cpp multiplies attention by ``1 + 0.1 ln(factor)`` for yarn by itself, so
-that ``rope.scaling.attn_factor`` holds only what the configuration asks for beyond that. It also knows yarn's usual betas only; others become a
+that ``rope.scaling.attn_factor`` holds only what the configuration asks for beyond that (:mod:`..yarn`). Most families run with yarn's usual betas only; others become a
 table of divisors, ``rope_freqs.weight``, as llama3's scaling does, where the family's graph reads one. No ``rope.scaling.type`` stands beside that table.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
-from ..architectures import Rope, whole
+from ..architectures import Architecture, Rope, whole
 from ..metadata import Field, float32, string, uint32
+from ..yarn import ATTENTION, BETAS, LOG_MULTIPLIER, Magnitudes, keys_of_magnitudes, note_unread, own_magnitude
 from .configuration import Values
 from .json_files import finite_number
 
@@ -26,8 +27,7 @@ __all__ = ["SCALINGS", "STILL", "RopeResult", "Source", "kept_share"]
 
 _FACTORS_MAX = 4096
 _TABLE = "rope_freqs.weight"
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # yarn's own, and llama.cpp's
-_YARN_SLOPE = 0.1
+_UNTRUNCATED = "yarn is not truncated in the source: llama.cpp truncates it, and so gives other results"
 STILL = 1e30
 """What divides the frequency of a pair that is not rotated, as llama.cpp has it."""
 
@@ -45,6 +45,7 @@ class RopeResult:
 class Source:
     """What the scalings read: parameters of one kind of layer, and the whole configuration."""
 
+    architecture: Architecture
     rope: Rope
     parameters: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -102,7 +103,13 @@ def _default(source: Source) -> RopeResult:
 
 
 def _linear(source: Source) -> RopeResult:
-    return RopeResult({"rope.scaling.type": string("linear"), "rope.scaling.factor": float32(source.number("factor"))})
+    factor = source.number("factor")
+    metadata = {"rope.scaling.type": string("linear"), "rope.scaling.factor": float32(factor)}
+    wanted = Magnitudes(1.0, _magnitudes(source, factor).logits)
+    _, multiplier = keys_of_magnitudes(source.architecture, factor, wanted, yarn=False)
+    if multiplier:
+        metadata[LOG_MULTIPLIER] = float32(multiplier)
+    return RopeResult(metadata)
 
 
 def _dynamic(source: Source) -> RopeResult:
@@ -113,68 +120,45 @@ def _dynamic(source: Source) -> RopeResult:
 
 def _yarn(source: Source) -> RopeResult:
     factor, original = source.stretch(), source.original_context()
-    fast, slow = source.number("beta_fast", _BETA_FAST), source.number("beta_slow", _BETA_SLOW)
+    (fast_key, usual_fast), (slow_key, usual_slow) = BETAS
+    fast, slow = source.number("beta_fast", usual_fast), source.number("beta_slow", usual_slow)
     truncate = source.parameters.get("truncate") is not False
-    if source.rope.log_multiplier:
-        return _yarn_in_logits(source, factor, original, (fast, slow), truncate)
-    slope = _YARN_SLOPE * math.log(factor) if factor > 1 else 0.0
-    attention = slope + 1.0
-    if source.parameters.get("attention_factor") is not None:
-        attention = source.number("attention_factor")
-    elif source.parameters.get("mscale") and source.parameters.get("mscale_all_dim"):
-        attention = (slope * source.number("mscale") + 1.0) / (slope * source.number("mscale_all_dim") + 1.0)
+    wanted = _magnitudes(source, factor)
     metadata = {
         "rope.scaling.original_context_length": uint32(original),
-        "rope.scaling.yarn_beta_fast": float32(fast),
-        "rope.scaling.yarn_beta_slow": float32(slow),
+        fast_key: float32(fast),
+        slow_key: float32(slow),
     }
-    usual = _is_usual(fast, slow, truncate)
-    if not usual and source.rope.frequency_table:
-        metadata["rope.scaling.attn_factor"] = float32(attention)
+    usual = (fast, slow, truncate) == (usual_fast, usual_slow, True)
+    if not usual and source.rope.frequency_table and not source.rope.log_multiplier:
+        metadata[ATTENTION] = float32(wanted.turned)
         return RopeResult(metadata, {_TABLE: _yarn_divisors(source, factor, original, (fast, slow), truncate)})
     metadata |= {"rope.scaling.type": string("yarn"), "rope.scaling.factor": float32(factor)}
-    if attention != slope + 1.0:
-        metadata["rope.scaling.attn_factor"] = float32(attention / (slope + 1.0))
-    return RopeResult(metadata, notes=() if usual else (_betas_note(fast, slow, truncate),))
+    attention, multiplier = keys_of_magnitudes(source.architecture, factor, wanted)
+    if attention != 1.0:
+        metadata[ATTENTION] = float32(attention)
+    if multiplier:
+        metadata[LOG_MULTIPLIER] = float32(multiplier)
+    prefixed = {f"{source.architecture.gguf}.{key}": field for key, field in metadata.items()}
+    notes = note_unread(source.architecture, prefixed)
+    if not truncate:
+        notes += (_UNTRUNCATED,)
+    return RopeResult(metadata, notes=notes)
 
 
-def _is_usual(fast: float, slow: float, truncate: bool) -> bool:
-    return (fast, slow, truncate) == (_BETA_FAST, _BETA_SLOW, True)
-
-
-def _betas_note(fast: float, slow: float, truncate: bool) -> str:
-    return (
-        f"yarn with beta_fast {fast:g}, beta_slow {slow:g}{'' if truncate else ', not truncated'}: llama.cpp runs this family "
-        f"with {_BETA_FAST:g} and {_BETA_SLOW:g}, truncated, and so gives other results"
-    )
-
-
-def _yarn_in_logits(
-    source: Source, factor: float, original: int, betas: tuple[float, float], truncate: bool
-) -> RopeResult:
-    """Return yarn of a family that multiplies attention's logits: cosines and sines have what is left, which must be nothing."""
-    share, other = source.parameters.get("mscale_all_dim"), source.parameters.get("mscale")
-    equal = finite_number(other) == finite_number(share) is not None
-    kept = {
-        "rope.scaling.type": string("yarn"),
-        "rope.scaling.factor": float32(factor),
-        "rope.scaling.original_context_length": uint32(original),
-        "rope.scaling.yarn_beta_fast": float32(betas[0]),
-        "rope.scaling.yarn_beta_slow": float32(betas[1]),
-    }
-    notes = () if _is_usual(*betas, truncate) else (_betas_note(*betas, truncate),)
-    if (
-        not share and not other and source.parameters.get("attention_factor") == 1
-    ):  # neither logits nor cosines and sines
-        slope = _YARN_SLOPE * math.log(factor) if factor > 1 else 0.0
-        return RopeResult({**kept, "rope.scaling.attn_factor": float32(1.0 / (1.0 + slope))}, notes=notes)
-    if not share or not equal or source.parameters.get("attention_factor") is not None:
-        source.fail(
-            f"yarn has mscale {other!r} and mscale_all_dim {share!r}: GGUF has room for one number, so they must be equal, and not 0, "
-            "and there must be no attention_factor"
-        )
-    multiplier = float32(_YARN_SLOPE * source.number("mscale_all_dim"))
-    return RopeResult({**kept, "rope.scaling.yarn_log_multiplier": multiplier}, notes=notes)
+def _magnitudes(source: Source, factor: float) -> Magnitudes:
+    """Return what transformers multiplies by in this configuration."""
+    mscale, share = (0.0 if source.parameters.get(key) is None else finite_number(source.parameters[key]) for key in ("mscale", "mscale_all_dim"))  # fmt: skip
+    if mscale is None or share is None:
+        source.fail("the rotary scaling has mscale and mscale_all_dim that are not both numbers")
+    turned = own_magnitude(factor)
+    if source.parameters.get("attention_factor") is not None:
+        turned = source.number("attention_factor")
+    elif mscale and share:
+        turned = own_magnitude(factor, mscale) / own_magnitude(factor, share)
+    if turned <= 0:
+        source.fail(f"mscale {mscale:g} and mscale_all_dim {share:g} make cosines and sines vanish")
+    return Magnitudes(turned, own_magnitude(factor, share) ** 2 if source.rope.log_multiplier and share else 1.0)
 
 
 def _yarn_divisors(

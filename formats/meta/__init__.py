@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...errors import QconvError
 from ..base import Format, Model, OpenContext
+from ..huggingface.json_files import read_json_object
 from ..pickles import is_pickled_checkpoint
 from .shards import shards_in
 
@@ -13,9 +15,19 @@ __all__ = ["FORMAT", "open_meta"]
 
 def _detect(path: Path) -> bool:
     try:
-        return bool(shards_in(path)) if path.is_dir() else is_pickled_checkpoint(path)
+        return bool(shards_in(path)) and not _has_experts(path) if path.is_dir() else is_pickled_checkpoint(path)
     except OSError:
         return False
+
+
+def _has_experts(folder: Path) -> bool:
+    """Whether the hyper-parameters are those of Mixtral, whose first release has Meta's names of files."""
+    parameters = folder / "params.json"
+    try:
+        values = read_json_object(parameters, "the model's hyper-parameters") if parameters.is_file() else {}
+    except QconvError:
+        return False
+    return isinstance(values.get("moe"), dict)
 
 
 def open_meta(path: Path, context: OpenContext) -> Model:

@@ -61,7 +61,11 @@ def verify_checklist(folder: Path, progress: Callable[[int], None] = lambda coun
     """
     digests = read_checklist(folder)
     if not digests:
-        raise MissingFileError(f"the folder has no {NAME} to compare with", path=folder / NAME)
+        raise MissingFileError(
+            f"the folder has no {NAME} to compare with",
+            path=folder,
+            remedy="GGUF files are verified by the digests in them; of folders, those of Meta's models by their list.",
+        )
     absent = [name for name in digests if not (folder / name).is_file()]
     if absent:
         raise MissingFileError(

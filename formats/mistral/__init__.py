@@ -1,4 +1,4 @@
-"""Mistral's own form of a checkpoint: ``params.json``, ``consolidated*.safetensors`` and ``tekken.json``, in one folder."""
+"""Mistral's own form of a checkpoint: ``params.json``, ``consolidated*.safetensors`` (at first ``.pt`` or ``.pth``) and ``tekken.json``, in one folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ...errors import QconvError
 from ..base import Format, Model, OpenContext
-from ..huggingface.checkpoint import CONSOLIDATED
+from ..huggingface.checkpoint import CONSOLIDATED, CONSOLIDATED_PICKLES, WeightFiles
 from ..huggingface.json_files import read_json_object
 
-__all__ = ["FORMAT", "open_mistral"]
+__all__ = ["FORMAT", "open_mistral", "weight_files"]
 
 _PARAMETERS = "params.json"
 _PARAMETERS_MAX = 1 << 20  # bytes
@@ -23,12 +23,19 @@ def _detect(path: Path) -> bool:
             return False
         if any(path.glob("model*.safetensors*")):
             return False
-        if not CONSOLIDATED.files(path) and not (path / CONSOLIDATED.index).is_file():
+        if weight_files(path) is None:
             return False
         values = read_json_object(parameters, "the model's hyper-parameters")
     except (OSError, QconvError):
         return False
     return values.keys() >= {"dim", "n_layers"}
+
+
+def weight_files(folder: Path) -> WeightFiles | None:
+    """Return the form of the folder's weight files, None where there are none: safetensors before pickles."""
+    if CONSOLIDATED.files(folder) or (folder / CONSOLIDATED.index).is_file():
+        return CONSOLIDATED
+    return next((kind for kind in CONSOLIDATED_PICKLES if kind.files(folder)), None)
 
 
 def open_mistral(path: Path, context: OpenContext) -> Model:
@@ -40,7 +47,7 @@ def open_mistral(path: Path, context: OpenContext) -> Model:
 
 FORMAT = Format(
     name="mistral",
-    description="Mistral's own form: params.json, consolidated*.safetensors and tekken.json or tokenizer.model",
+    description="Mistral's own form: params.json, consolidated*.safetensors (or .pt) and tekken.json or tokenizer.model",
     detect=_detect,
     open=open_mistral,
 )

@@ -29,7 +29,6 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((".lora_A", ".lora_B", "lora"), "It holds an adapter: merge it into its base model first."),
     (("whisper", "audio"), "It has an audio encoder: convert its text model, saved by itself."),
     (("eagle",), "It is a draft model for speculative decoding, which reads what another model computes."),
-    (("block_sparse_moe.w",), "It is an older form of Mixtral: use the checkpoint in Hugging Face's form."),
     (("model.layers.", "lm_head."), "These are Hugging Face's names: convert the folder with its config.json."),
     (("_scale", "_packed", ".qscale"), "It is quantized in a way that qconv does not know: convert the original BF16 checkpoint."),
     ((".mixer.",), "It is a state-space model, such as Codestral Mamba, of which qconv has no description."),

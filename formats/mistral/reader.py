@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,8 @@ from ..huggingface.tokenizer import TokenizerResult, read_tokenizer
 from ..huggingface.tokenizer_protobuf import read_sentencepiece
 from ..huggingface.tokenizer_sentencepiece import sentencepiece_vocabulary
 from ..metadata import Field, string
+from . import weight_files
+from .fused_experts import split_fused_experts
 from .names import check_native_names, in_native_form
 from .parameters import Parameters, read_parameters
 from .tekken import NAME as TEKKEN
@@ -54,11 +57,23 @@ def open_mistral(path: Path, context: OpenContext) -> Model:
         )
     parameters = read_parameters(path / _PARAMETERS)
     architecture = _architecture(parameters, context, path)
-    checkpoint = NO_CHECKPOINT if context.vocabulary_only else open_checkpoint(path, CONSOLIDATED)
+    checkpoint = NO_CHECKPOINT if context.vocabulary_only else _checkpoint(path, parameters)
     try:
         weights = unpack_weights(path, parameters.config, checkpoint.tensors, context.encodings)
         described = _describe(parameters, in_native_form(architecture), weights, context, path)
         return _model(path, parameters, checkpoint, described, context)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _checkpoint(path: Path, parameters: Parameters) -> Checkpoint:
+    checkpoint = open_checkpoint(path, weight_files(path) or CONSOLIDATED)
+    if parameters.architecture != "mixtral":
+        return checkpoint
+    try:
+        experts = int(parameters.config["num_local_experts"])
+        return replace(checkpoint, tensors=split_fused_experts(checkpoint.tensors, experts))
     except BaseException:
         checkpoint.close()
         raise

@@ -33,6 +33,7 @@ from ..metadata import Scalar
 from ..stored import CheckpointTensor, StoredTensor
 from .access import as_float32, column_slab, expect, row_slab, whole
 from .affine import dequantize
+from .awq_fast import BLOCK, OUTPUTS, FastModule
 from .base import Packing, Unpacked, group_size_setting, method, modules_with, quantization, setting
 from .bits import unpack_stream
 from .replace import number_range, replace_packed
@@ -45,7 +46,7 @@ __all__ = ["PACKING"]
 _FLOATS = ("F16", "BF16", "F32")
 _PER_WORD = 8
 _NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each of 8 outputs in a word of the version "gemm"
-_VERSIONS = ("gemm", "gemv")
+_VERSIONS = ("gemm", "gemv", "gemv_fast")
 _ACTIVATION = ".act.scales"
 _AFTER_ACTIVATION = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out")  # layers that take an activation's output
 _REMEDY = "Restore quantization_config, or download the file again."
@@ -150,15 +151,17 @@ def _version(config: Mapping[str, Any]) -> str | None:
     version = str(found[key]).lower()
     if version not in _VERSIONS:
         raise FormatError(
-            f"quantization_config has {key}: {version[:40]!r}, and qconv reads {' and '.join(_VERSIONS)}",
+            f"quantization_config has {key}: {version[:40]!r}, and qconv reads {', '.join(_VERSIONS)}",
             remedy="Use the model's original, or its quantization in the version gemm.",
         )
     return version
 
 
-def _module(parts: Mapping[str, StoredTensor], group_size: int | None, version: str | None) -> _Module:
+def _module(parts: Mapping[str, StoredTensor], group_size: int | None, version: str | None) -> _Module | FastModule:
     """Return a module whose tensors fit one another; raises FormatError or ShapeError, naming the one that does not."""
     qweight, qzeros, scales = parts[".qweight"], parts[".qzeros"], parts[".scales"]
+    if version == "gemv_fast" or (version is None and qweight.dtype == "I16"):
+        return _fast_module(qweight, qzeros, scales, group_size)
     height, width = expect(qweight, ("I32",), (None, None))
     rows, columns = expect(scales, _FLOATS, (None, None))
     if version == "gemv" or (version is None and rows == height and columns != width * _PER_WORD):
@@ -183,6 +186,21 @@ def _gemv_module(qweight: StoredTensor, qzeros: StoredTensor, scales: StoredTens
     if size is None or not groups <= zero_words * _PER_WORD:
         raise _wrong_groups(scales, zero_words * _PER_WORD, inputs, group_size)
     return _Module(qweight, qzeros, scales, inputs, outputs, groups, size, "gemv")
+
+
+def _fast_module(
+    qweight: StoredTensor, qzeros: StoredTensor, scales: StoredTensor, group_size: int | None
+) -> FastModule:
+    height, inputs = expect(qweight, ("I16",), (None, None))
+    if inputs % BLOCK:
+        expect(qweight, ("I16",), (height, -(-inputs // BLOCK) * BLOCK), f"inputs in blocks of {BLOCK}")
+    outputs = height * OUTPUTS
+    rows, _ = expect(scales, _FLOATS, (None, outputs), f"the outputs of {qweight.name}")
+    expect(qzeros, _FLOATS, (rows, outputs), f"{scales.name}")
+    size = inputs if group_size == -1 else group_size
+    if size is None or inputs % size or inputs // size > rows:
+        raise _wrong_groups(scales, rows, inputs, group_size)
+    return FastModule(qweight, qzeros, scales, inputs, outputs, inputs // size, size)
 
 
 def _wrong_groups(scales: StoredTensor, groups: int, inputs: int, group_size: int | None) -> ShapeError:
@@ -228,7 +246,7 @@ def _divided(layer: Tensor, scales: StoredTensor) -> Tensor:
 PACKING = Packing(
     name="awq",
     label="AWQ",
-    description="versions gemm and gemv at 4 bits, with zero points",
+    description="versions gemm, gemv and gemv_fast at 4 bits, with zero points",
     methods=("awq",),
     recognises=_recognises,
     unpack=_unpack,

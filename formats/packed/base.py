@@ -40,6 +40,7 @@ class Unpacked:
         notes: what else the user should know.
         spare: tensors that were left out, by name, and come back where the architecture asks for them: biases of zeros that a quantizer added.
         row_padding: unpacked tensors may have this many rows too many, less one, filled up to a multiple of it; the architecture tells how many count.
+        column_padding: the same of columns.
         scales: of NVFP4 tensors, by the tensor's name: F32, one number or one for each matrix of a stack, by which all of it is multiplied.
     """
 
@@ -49,6 +50,7 @@ class Unpacked:
     notes: tuple[str, ...] = ()
     spare: Mapping[str, CheckpointTensor] = field(default_factory=lambda: MappingProxyType({}))
     row_padding: int = 1
+    column_padding: int = 1
     scales: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -17,7 +17,7 @@ The widths are 2, 3, 4, 5, 6 and 8 bits. An index of weight files in such a fold
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ import numpy as np
 
 from ...errors import FormatError
 from ...quantizers.base import Encoding
-from ..architectures.transforms import TRANSFORMS
 from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
@@ -33,6 +32,7 @@ from .access import column_block, column_slab, expect, whole
 from .base import Packing, Unpacked, method, modules_with
 from .bits import unpack_stream
 from .replace import number_range, replace_packed
+from .split_layers import join_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,14 +45,6 @@ _WIDTHS = (2, 3, 4, 5, 6, 8)
 _PADDING = 32  # outputs are filled up to a multiple of it
 _CHUNK = 1 << 18  # weights per step: the intermediate results stay in the cache
 _DAMAGED = "The file is damaged; download it again."
-
-# tensors that ExLlamaV2 splits, by model_type: what it writes, and the name that the architecture has for all of it
-_FUSED: Mapping[str, tuple[tuple[tuple[str, ...], str], ...]] = {
-    "phi3": (
-        (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.qkv_proj"),
-        (("mlp.gate_proj", "mlp.up_proj"), "mlp.gate_up_proj"),
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +150,7 @@ def _unpack(
         )
         for name, module in modules.items()
     }
-    kept, spare = replace_packed(tensors, packed, _fused(weights, config))
+    kept, spare = replace_packed(tensors, packed, join_split(weights, config))
     widths = number_range(group.bits for module in modules.values() for group in module.groups)
     count = sum(module.inputs * module.outputs for module in modules.values())
     average = round(sum(module.storage_bits for module in modules.values()) / count, 3)
@@ -205,27 +197,6 @@ def _groups(q_groups: StoredTensor, words: int, inputs: int, q_invperm: str) -> 
     if done != inputs:
         raise refuse(f"its groups have {done} inputs, {q_invperm} has {inputs}")
     return tuple(groups)
-
-
-def _fused(weights: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights with those joined that the architecture has in one tensor."""
-    found = dict(weights)
-    for names, fused in _FUSED.get(str(config.get("model_type")), ()):
-        ending = f".{names[0]}.weight"
-        for prefix in [name.removesuffix(ending) for name in weights if name.endswith(ending)]:
-            parts = [f"{prefix}.{name}.weight" for name in names]
-            if all(part in found for part in parts):
-                found[f"{prefix}.{fused}.weight"] = _joined(
-                    f"{prefix}.{fused}.weight", [found.pop(part) for part in parts]
-                )
-    return found
-
-
-def _joined(name: str, parts: Iterable[Tensor]) -> Tensor:
-    whole_tensor, *others = parts
-    for part in others:
-        (whole_tensor,) = TRANSFORMS["fuse_rows"].forward([whole_tensor, part], {"first": whole_tensor.shape[0]})
-    return whole_tensor
 
 
 PACKING = Packing(

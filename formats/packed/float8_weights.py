@@ -27,7 +27,7 @@ from .scaled import plain_tensor, scaled_tensor
 
 __all__ = ["PACKING", "Float8Weights", "float8_weights"]
 
-_METHODS = ("fp8", "fbgemm_fp8")
+_METHODS = ("fp8", "fbgemm_fp8", "mxfp8")
 _SHORT = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2"}
 _FLOATS = ("F8_E4M3", "F8_E5M2")
 _POWERS = ("F8_E8M0", "U8")

@@ -42,6 +42,7 @@ __all__ = ["PACKING"]
 
 _WORDS: Mapping[str, int] = {"I32": 32, "I8": 8, "I16": 16, "I64": 64}  # bits by dtype
 _USUAL_WORD = 32
+_USUAL_GROUPS = tuple(1 << power for power in range(4, 11))  # sizes that quantizers offer
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")
 _BITS = (2, 3, 4, 5, 6, 7, 8)
 _ONLY_PLANAR = (5, 6, 7)
@@ -254,9 +255,13 @@ def _group_size(scales: StoredTensor, inputs: int, groups: int, settings: _Setti
     size = inputs if settings.group_size == -1 else settings.group_size
     if size is not None and -(-inputs // size) == groups:
         return size
-    if (size is None or settings.per_module) and inputs % groups == 0:
-        return inputs // groups
-    said = "nothing" if settings.group_size is None else str(settings.group_size)
+    if size is None or settings.per_module:
+        usual = [power for power in _USUAL_GROUPS if -(-inputs // power) == groups]
+        if len(usual) == 1:  # the last group may be a shorter one
+            return usual[0]
+        if inputs % groups == 0:
+            return inputs // groups
+    said = "missing" if settings.group_size is None else str(settings.group_size)
     raise ShapeError(
         f"has {groups} groups for {inputs} inputs, and group_size in quantization_config is {said}",
         path=scales.file.path,

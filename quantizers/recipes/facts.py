@@ -12,6 +12,8 @@ __all__ = ["ModelFacts", "TensorInfo", "model_facts"]
 
 # architectures in which llama.cpp names a size class "70B", with the number of blocks that it goes by
 _SIZE_CLASS_70B = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
+# other names of architectures in published files, and the names that the rules go by
+_USUAL_NAMES = {"glm5next": "glm5-next"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class ModelFacts:
     """What the rules know about a model.
 
     Attributes:
-        architecture: ``general.architecture``.
+        architecture: ``general.architecture``, by the name that the rules have for it.
         block_count: number of blocks, those for multi-token prediction included.
         prediction_blocks: how many of the last blocks serve multi-token prediction only.
         heads: query heads of each block, or of all if there is one entry.
@@ -105,7 +107,7 @@ def model_facts(metadata: Mapping[str, object]) -> ModelFacts:
     prefix = architecture if isinstance(architecture, str) else ""
     heads = _integers(metadata, f"{prefix}.attention.head_count")
     facts = ModelFacts(
-        architecture=prefix,
+        architecture=_USUAL_NAMES.get(prefix, prefix),
         block_count=_integer(metadata, f"{prefix}.block_count"),
         prediction_blocks=_integer(metadata, f"{prefix}.nextn_predict_layers"),
         heads=heads,

@@ -12,13 +12,14 @@ from measuring import subject
 
 import qconv
 from qconv.convert.budget import Request, choose, measure, read_recipe, recipe_text, trace_front
-from qconv.convert.budget.sensitivity import TensorCosts
+from qconv.convert.budget.sensitivity import TensorCosts, probe
 from qconv.convert.error_feedback import open_factors
 from qconv.convert.measure import Cut, cut_text, subject_of
 from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Budget, Settings
 from qconv.errors import FormatError, MissingFileError, UsageError
 from qconv.formats.base import Model
+from qconv.formats.metadata import uint32
 from qconv.plugins import load_plugins
 from qconv.quantizers.base import EncodeOptions
 from qconv.runtime.identity import read_text
@@ -121,6 +122,22 @@ def test_sensitive_tensors_get_more(request_: Request, model: Model) -> None:
     assert by_name["output.weight"] > 10 * np.median(list(by_name.values()))
     again = measure(request_, windows, candidates=("Q2_K", "Q4_K", "Q8_0"))
     assert [it.sensitivity for it in again] == [it.sensitivity for it in costs]
+
+
+def test_blocks_that_predict_are_as_sensitive_as_the_last_one_that_runs(request_: Request, model: Model) -> None:
+    """A pass of the text leaves them out, which says nothing about what they are worth."""
+    chosen = [f"blk.{block}.{kind}.weight" for block, kind in ((4, "ffn_down"), (5, "ffn_down"), (5, "attn_q"), (3, "ffn_down"))]  # fmt: skip
+    predicting = replace(model, metadata={**model.metadata, "llama.nextn_predict_layers": uint32(1)})
+    windows = cut_text(subject_of(predicting, REGISTRIES), read_text(PROSE), Cut(32, None, 1))
+    measured = measure(request_, candidates=FEW)
+    few = [it for name in chosen for it in measured if it.name == name]
+    done: list[str] = []
+    found = probe(predicting, few, REGISTRIES.encodings, request_.rounding, windows, 2, done.append)
+    assert sorted(done) == sorted(chosen)
+    last, lent, other, earlier = (found[name] for name in chosen)
+    assert last != earlier and min(last, earlier) > 0
+    assert lent == last
+    assert other == pytest.approx(few[2].weights * (last + earlier) / (few[0].weights + few[3].weights))
 
 
 def test_recipes_go_to_a_file_and_back(

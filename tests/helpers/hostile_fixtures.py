@@ -262,7 +262,12 @@ def packed_reader(work: Path) -> Reader:
         "gptq-planes": (packed_folders.gptq(5, 32, layout="gptq_p"), gptq | {"bits": 5, "checkpoint_format": "gptq_p"}),
         "awq": (packed_folders.awq_gemm(32), {"quant_method": "awq", "bits": 4, "group_size": 32}),
         "awq-gemv": (packed_folders.awq_gemv(32), {"quant_method": "awq", "group_size": 32, "version": "gemv"}),
+        "awq-fast": (
+            packed_folders.awq_gemv_fast(32),
+            {"quant_method": "awq", "group_size": 32, "version": "gemv_fast"},
+        ),
         "exl2": (packed_folders.exl2(lambda inputs: [(6, 32), (2, inputs - 32)]), {"quant_method": "exl2"}),
+        "exl3": (packed_folders.exl3(1.0), {"quant_method": "exl3"}),
         "nf4": (packed_floats.bitsandbytes_4bit(nested=4), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "int8": (packed_floats.bitsandbytes_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         "words": (packed_floats.word_integers(3, 32, symmetric=False, act_order=True), words),
@@ -272,9 +277,10 @@ def packed_reader(work: Path) -> Reader:
         "wide": (_noise_of_two_bits, gptq | {"bits": 2}),
     }
     wide: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    sizes = {"wide": wide, "awq-fast": {"intermediate_size": 128}}
     fixtures = []
     for name, (pack, settings) in cases.items():
-        packed_folders.packed_model(work / name, pack, settings, **(wide if name == "wide" else {}))
+        packed_folders.packed_model(work / name, pack, settings, **sizes.get(name, {}))
         weights = _files(work / name)
         vocabulary = _small_tokenizer(json.loads(weights["config.json"])["vocab_size"])
         fixtures.append(Fixture(weights | {"tokenizer.json": vocabulary}, "", tuple(weights)))
@@ -344,6 +350,7 @@ def mistral_reader(work: Path) -> Reader:
         fixtures.append(Fixture(_files(folder)))
     large = _files(mistral_files.write_large(work / "mistral-large"))
     fixtures.append(Fixture(large, "", tuple(name for name in large if name != "tekken.json")))
+    fixtures.append(Fixture(_files(mistral_files.write_first_mixtral(work / "mistral-first"))))
     pieces = _files(_pieces_folder(work / "mistral-pieces"))
     fixtures.append(Fixture(pieces, "", ("params.json", "tokenizer.model.v3")))
     return Reader(fixtures, read_model)

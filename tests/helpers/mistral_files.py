@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tokenizer_folders
+import torch_files
 from huggingface_folder import Stored, safetensors_bytes, stored
 from numpy.typing import NDArray
 
@@ -215,6 +216,23 @@ def write_small(folder: Path, shards: Sequence[str] = SINGLE, dtype: str = "BF16
     sizes, weights = small_model()
     settings = {key: value for key, value in (sizes | parameters).items() if value is not None}
     write_native(folder, settings, stored(weights, dtype), shards)
+    (folder / "tekken.json").write_text(json.dumps(tekken()))
+    return folder
+
+
+def write_first_mixtral(folder: Path) -> Path:
+    """Write a small Mixtral as the first one was released, its experts in one tensor of torch's; return ``folder``."""
+    sizes, weights = small_model()
+    first = {name: array for name, array in weights.items() if ".feed_forward." not in name}
+    source = np.random.default_rng(6)
+    for layer in range(2):
+        place = f"layers.{layer}.block_sparse_moe."
+        first[f"{place}gate.weight"] = source.standard_normal((3, 32)).astype("<f4")
+        first |= {f"{place}w{part}": source.standard_normal((3 * 48, 32)).astype("<f4") for part in (1, 2, 3)}
+    folder.mkdir(exist_ok=True)
+    moe = {"num_experts": 3, "num_experts_per_tok": 2}
+    (folder / "params.json").write_text(json.dumps(sizes | {"moe": moe}))
+    (folder / "consolidated.00.pth").write_bytes(torch_files.zip_checkpoint(first))
     (folder / "tekken.json").write_text(json.dumps(tekken()))
     return folder
 

@@ -203,6 +203,73 @@ def awq_gemv(group_size: int) -> Packer:
     return pack
 
 
+def awq_gemv_fast(group_size: int) -> Packer:
+    """Return a packer of AWQ's version gemv_fast; scales are exact in float16, zero points times scales too."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = weights.shape
+        groups = inputs // group_size
+        rows = -(-groups // 8) * 8
+        codes = rng.integers(0, 16, (outputs, inputs))
+        scales = np.full((rows, outputs), np.float16(9.0))
+        scales[:groups] = 2.0 ** rng.integers(-6, -2, (groups, outputs))
+        zeros = (-scales.astype(np.float32) * rng.integers(0, 16, scales.shape)).astype(np.float16)
+        words = np.zeros((outputs // 4, inputs), np.uint16)
+        exact = np.zeros((outputs, inputs), np.float32)
+        for n in range(outputs):
+            for block in range(inputs // 64):
+                for place in range(64):
+                    half, inside = divmod(place, 32)
+                    eighth, stored = divmod(inside, 8)
+                    source = 8 * eighth + (0, 2, 4, 6, 1, 3, 5, 7)[stored]  # in the order of pairs from each quarter
+                    k = 32 * half + 8 * (source // 2 % 4) + 2 * (source // 8) + source % 2
+                    word = 64 * block + 16 * (n % 4) + place // 4
+                    words[n // 4, word] |= int(codes[n, 64 * block + k]) << (4 * (place % 4))
+            for k in range(inputs):
+                g = k // group_size
+                exact[n, k] = np.float32(codes[n, k]) * np.float32(scales[g, n]) + np.float32(zeros[g, n])
+        tensors = {
+            ".qweight": ("I16", words.shape, words.astype("<u2").tobytes()),
+            ".qzeros": float16(zeros),
+            ".scales": float16(scales),
+        }
+        return PackedLayer(tensors, exact)
+
+    return pack
+
+
+def marlin(group_size: int) -> Packer:
+    """Return a packer of Marlin's form; scales are powers of two."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = weights.shape
+        groups = 1 if group_size == -1 else inputs // group_size
+        codes = rng.integers(0, 16, (inputs, outputs))
+        scales = 2.0 ** rng.integers(-6, -2, (groups, outputs))
+        words = np.zeros((inputs // 16, 2 * outputs), np.uint32)
+        for k in range(inputs):
+            for n in range(outputs):
+                block, inside = divmod(n, 64)
+                tile, column = divmod(inside, 16)
+                row = k % 16
+                thread = 4 * (column % 8) + row % 8 // 2
+                place = (row % 2) + 2 * (row // 8) + 4 * (column // 8)
+                nibble = (0, 4, 1, 5, 2, 6, 3, 7)[place]
+                words[k // 16, 128 * block + 4 * thread + tile] |= np.uint32(int(codes[k, n]) << (4 * nibble))
+        kept = np.zeros((groups, outputs), np.float32)
+        for n in range(outputs):
+            if groups == 1:
+                block, inside = divmod(n, 32)
+                kept[:, 32 * block + 8 * (inside % 8 // 2) + 2 * (inside // 8) + inside % 2] = scales[:, n]
+            else:
+                block, inside = divmod(n, 64)
+                kept[:, 64 * block + 8 * (inside % 8) + inside // 8] = scales[:, n]
+        exact = (codes - 8) * np.repeat(scales, inputs // groups, axis=0)
+        return PackedLayer({".B": int32(words), ".s": float16(kept)}, exact.T.astype(np.float32))
+
+    return pack
+
+
 def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0) -> Packer:
     """Return a packer of EXL2; ``groups`` gives (bits, inputs) of each group for a number of inputs.
 
@@ -250,6 +317,58 @@ def exl2(groups: Callable[[int], Sequence[tuple[int, int]]], scale: float = 1.0)
         return PackedLayer(tensors, exact)
 
     return pack
+
+
+def exl3(bits: float, codebook: str = "", *, signs: bool = False) -> Packer:
+    """Return a packer of EXL3 with random states; ``codebook`` is ``mcg`` or ``mul1``, ``signs`` the form of older files. Both sides are padded to 128."""
+
+    def pack(weights: Floats, rng: np.random.Generator) -> PackedLayer:
+        outputs, inputs = (-(-size // 128) * 128 for size in weights.shape)
+        tiles = rng.integers(0, 1 << 16, (inputs // 16, outputs // 16, int(16 * bits)), np.uint16)
+        values = np.zeros((inputs, outputs), np.float16)
+        for k in range(inputs // 16):
+            for n in range(outputs // 16):
+                words = tiles[k, n].reshape(-1, 2)
+                ring = "".join(f"{int(high):016b}{int(low):016b}" for low, high in words)
+                end = 0
+                for t in range(256):
+                    end += int(bits) + (t % 2 if bits % 1 else 0)
+                    state = int((ring + ring)[len(ring) + end - 16 : len(ring) + end], 2)
+                    row = 2 * (t // 8 % 4) + t % 2 + 8 * (t // 2 % 2)
+                    column = t // 32 + 8 * (t // 4 % 2)
+                    values[16 * k + row, 16 * n + column] = trellis_number(state, codebook)
+        sides = [np.where(rng.random(size) < 0.5, -1, 1).astype(np.float16) for size in (inputs, outputs)]
+        if not signs:
+            sides = [(side * rng.uniform(0.01, 0.1, side.size)).astype(np.float16) for side in sides]
+        turn = np.array([[(-1.0) ** (i & j).bit_count() for j in range(128)] for i in range(128)]) / 128**0.5
+        left = (turn @ values.astype(np.float64).reshape(-1, 128, outputs)).reshape(inputs, outputs).astype(np.float16)
+        left = (left.astype(np.float64) * sides[0].astype(np.float64)[:, None]).astype(np.float16)
+        right = (left.astype(np.float64).reshape(inputs, -1, 128) @ turn).reshape(inputs, outputs).astype(np.float16)
+        exact = (right.astype(np.float64) * sides[1].astype(np.float64)).astype(np.float16)
+        tensors: dict[str, Stored] = {".trellis": ("I16", tiles.shape, tiles.astype("<u2").tobytes())}
+        for letter, side in zip("uv", sides, strict=True):
+            if signs:
+                words_ = np.packbits(side < 0, bitorder="little").view("<i2")
+                tensors[f".s{letter}"] = ("I16", words_.shape, words_.tobytes())
+            else:
+                tensors[f".s{letter}h"] = float16(side)
+        if codebook:
+            tensors[f".{codebook}"] = ("I32", (), bytes(4))
+        return PackedLayer(tensors, exact.T[: weights.shape[0], : weights.shape[1]].astype(np.float32))
+
+    return pack
+
+
+def trellis_number(state: int, codebook: str) -> np.float16:
+    """Return the number of a state by integer arithmetic, one step after another."""
+    if codebook == "mul1":
+        total = sum((state * 0x83DCD12D & 0xFFFFFFFF).to_bytes(4, "little"))
+        step, bias = (float(np.array(word, np.uint16).view(np.float16)) for word in (0x1EEE, 0xC931))
+        return np.float16((1024 + total) * step + bias)
+    product = state * 0xCBAC1FED if codebook == "mcg" else state * 89226354 + 64248484
+    mixed = product & 0x8FFF8FFF ^ 0x3B603B60
+    low, high = (float(np.array(word, np.uint16).view(np.float16)) for word in (mixed & 0xFFFF, mixed >> 16))
+    return np.float16(low + high)
 
 
 def is_linear(name: str) -> bool:

@@ -315,6 +315,7 @@ def test_model_facts() -> None:
     assert (facts.first_sharing, facts.usual_sharing, facts.main_blocks) == (0, 4, 3)
     assert model_facts({"general.architecture": "x", "x.attention.head_count": 4}).key_value_heads == (4,)
     assert model_facts({}) == ModelFacts()
+    assert model_facts({"general.architecture": "glm5next", "glm5next.block_count": 46}) == ModelFacts("glm5-next", 46)
     with pytest.raises(ModelError, match=r"x\.block_count"):
         model_facts({"general.architecture": "x", "x.block_count": "many"})
     with pytest.raises(ModelError, match="nextn"):

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ....errors import MissingTensorError, ModelError, ShapeError, UnknownArchitectureError, UnmappedTensorError
-from ...architectures import TRANSFORMS, Architecture, TensorMap, answering, at_layer, bears, whole
+from ....errors import MissingTensorError, ModelError, ShapeError, UnmappedTensorError
+from ...architectures import (
+    TRANSFORMS,
+    Architecture,
+    TensorMap,
+    answering,
+    at_layer,
+    bears,
+    unknown_architecture,
+    whole,
+)
 from ...architectures.names import canonical_order, fill_name
 from ...architectures.rows import under
 from ...architectures.transforms import constant
@@ -49,12 +58,9 @@ def find_family(
     """
     named = answering(architectures.values(), model.architecture or "", model.metadata)
     if not named:
-        known = sorted({it.gguf for it in architectures.values()})
-        raise UnknownArchitectureError(
-            f"no description tells how {model.architecture or 'a model without architecture'} looks in Hugging Face's form",
-            path=model.path,
-            remedy=f"Known: {', '.join(known)}. A plugin adds an architecture by a JSON file: see docs/plugins.md.",
-        )
+        name = model.architecture or ""
+        problem = f"no description tells how {name or 'a model without architecture'} looks in Hugging Face's form"
+        raise unknown_architecture(problem, name, architectures.values(), model.path)
     candidates = sorted(named, key=lambda it: _preference(it, model.metadata, config))
     first: ModelError | None = None
     for architecture in candidates:

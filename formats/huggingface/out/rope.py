@@ -14,6 +14,7 @@ from ...architectures import Architecture, Rope, whole
 from ...base import Tensor
 from ...getters import get_integer, get_string
 from ...metadata import Field
+from ...yarn import Magnitudes, own_magnitude, yarn_magnitudes
 from ..configuration import Values
 from ..rope import TEMPERATURE
 from ..rope_scalings import STILL, kept_share
@@ -35,6 +36,7 @@ ROPE_KEYS: Final = (
 
 _TABLE, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 _CLOSE = 1e-5  # relative; tables are float32
+_DIGITS = 6  # of what float32 numbers have become
 # contexts before stretching, and the frequency factors, of the models that have llama3's scaling
 _LLAMA3_CONTEXTS = tuple(1 << power for power in range(3, 20))
 _LLAMA3_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 1.0))
@@ -71,11 +73,13 @@ def rebuild_rope(
         return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
     kind = known.text("scaling.type")
     if kind == "linear":
-        scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": known.number("scaling.factor", 1.0)}
+        scaling: dict[str, Any] | None = _linear(known, architecture, known.number("scaling.factor", 1.0))
     elif kind == "yarn":
-        scaling = _yarn(known, rope, known.number("scaling.factor", 1.0), whole(values, "context"))
+        scaling = _yarn(known, architecture, known.number("scaling.factor", 1.0), whole(values, "context"))
     elif _TABLE in tensors:
-        scaling = _from_table(known, rope, tensors[_TABLE].rows(0, 1)[0], theta, rotated, whole(values, "context"))
+        scaling = _from_table(
+            known, architecture, tensors[_TABLE].rows(0, 1)[0], theta, rotated, whole(values, "context")
+        )
     else:
         scaling = None
     temperature = metadata.get(f"{architecture.gguf}.attention.temperature_scale")
@@ -130,7 +134,13 @@ def _share(rotated: int, size: int) -> float:
     return share if int(size * share) == rotated else math.nextafter(share, 2.0)
 
 
-def _yarn(known: _Known, rope: Rope, factor: float, context: int) -> dict[str, Any]:
+def _linear(known: _Known, architecture: Architecture, factor: float) -> dict[str, Any]:
+    multiplier = known.number("scaling.yarn_log_multiplier", 0.0)
+    logits = yarn_magnitudes(architecture, factor, 1.0, multiplier, yarn=False).logits
+    return {"rope_type": "linear", "factor": factor, **_share_of_logits(factor, logits)}
+
+
+def _yarn(known: _Known, architecture: Architecture, factor: float, context: int) -> dict[str, Any]:
     original = known.integer("scaling.original_context_length") or max(1, round(context / factor))
     found: dict[str, Any] = {
         "rope_type": "yarn",
@@ -140,16 +150,25 @@ def _yarn(known: _Known, rope: Rope, factor: float, context: int) -> dict[str, A
     for key in ("beta_fast", "beta_slow"):
         if known.has(f"scaling.yarn_{key}"):
             found[key] = known.number(f"scaling.yarn_{key}", 0.0)
-    if rope.log_multiplier and known.has("scaling.yarn_log_multiplier"):
-        # GGUF has a tenth of it; equal scales leave cosines and sines alone
-        found["mscale"] = found["mscale_all_dim"] = round(10 * known.number("scaling.yarn_log_multiplier", 0.0), 6)
-    elif known.number("scaling.yarn_log_multiplier", 0.0):  # without yarn's own factor
-        found["attention_factor"] = known.number("scaling.attn_factor", 1.0)
-    elif known.has("scaling.attn_factor"):
-        slope = 0.1 * math.log(factor) if factor > 1 else 0.0
-        attention = known.number("scaling.attn_factor", 1.0) * (1.0 + slope)
-        found["attention_factor"] = round(attention, 6) if rope.log_multiplier else attention  # there it is 1
+    attention, multiplier = known.number("scaling.attn_factor", 1.0), known.number("scaling.yarn_log_multiplier", 0.0)
+    return found | _magnitudes(factor, yarn_magnitudes(architecture, factor, attention, multiplier))
+
+
+def _magnitudes(factor: float, wanted: Magnitudes) -> dict[str, float]:
+    """Return the keys with which transformers multiplies by what GGUF says; what it does without keys has none."""
+    own, found = own_magnitude(factor), _share_of_logits(factor, wanted.logits)
+    if found and math.isclose(wanted.turned, 1.0, rel_tol=_CLOSE):  # as DeepSeek says it
+        return {"mscale": found["mscale_all_dim"], **found}
+    if not math.isclose(wanted.turned, own, rel_tol=_CLOSE):
+        found["attention_factor"] = round(wanted.turned, _DIGITS)
     return found
+
+
+def _share_of_logits(factor: float, logits: float) -> dict[str, float]:
+    own = own_magnitude(factor)
+    if own == 1.0 or math.isclose(logits, 1.0, rel_tol=_CLOSE):
+        return {}
+    return {"mscale_all_dim": round((math.sqrt(logits) - 1.0) / (own - 1.0), _DIGITS)}
 
 
 def _longrope(known: _Known, tensors: Mapping[str, Tensor], context: int) -> dict[str, Any]:
@@ -170,7 +189,7 @@ def _short_numbers(values: NDArray[np.float32]) -> list[float]:
 
 
 def _from_table(
-    known: _Known, rope: Rope, table: NDArray[np.float32], theta: float, rotated: int, context: int
+    known: _Known, architecture: Architecture, table: NDArray[np.float32], theta: float, rotated: int, context: int
 ) -> dict[str, Any]:
     """Return the scaling that gives a table of divisors: yarn's where its betas stand beside it, llama3's, or else the table itself."""
     factor = float(str(np.float32(table.max(initial=1.0))))
@@ -179,7 +198,7 @@ def _from_table(
     if known.has("scaling.yarn_beta_fast"):
         # the slowest pair shows the factor, unless heads are so small that none is slow; attention grows by a tenth of its logarithm
         for each in (factor, float(f"{math.exp(10 * (attention - 1)):.5g}")):
-            found = _yarn(known, rope, each, context) | {"attention_factor": attention}
+            found = _yarn(known, architecture, each, context) | {"attention_factor": attention}
             for whole in (True, False):
                 if _same(table, _yarn_table(found, theta, rotated, whole)):
                     return found if whole else {**found, "truncate": False}

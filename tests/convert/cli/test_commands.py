@@ -127,7 +127,7 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (("inspect", "absent.gguf"), 1, "absent.gguf: no such file or folder"),
-        (("inspect", "."), 1, "no reader recognises this folder"),
+        (("inspect", "."), 1, "this folder is empty"),
         (("quantize", "absent.gguf"), 2, "--type is missing"),
         (("quantize", "absent.gguf", "--type", "q4_k_m"), 1, "no such file"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 1, "Q4_K"),

@@ -22,6 +22,7 @@ from qconv.errors import ModelError
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
 from qconv.runtime.read_configuration import read_configuration
+from qconv.runtime.rope import rope_table
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -74,11 +75,28 @@ def test_yarn_multiplies_the_logits(tmp_path: Path, context: OpenContext) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"mscale": 1.0}, {"mscale_all_dim": None}, {"mscale_all_dim": 0}, {"attention_factor": 2.0}]
+    ("change", "turned", "logits"),
+    [
+        ({"mscale": 1.0}, (1 + 0.1 * math.log(40)) / (1 + 0.0707 * math.log(40)), (1 + 0.0707 * math.log(40)) ** 2),
+        ({"mscale_all_dim": None}, 1 + 0.1 * math.log(40), 1.0),
+        ({"mscale_all_dim": 0}, 1 + 0.1 * math.log(40), 1.0),
+        ({"attention_factor": 2.0}, 2.0, (1 + 0.0707 * math.log(40)) ** 2),
+    ],
 )
-def test_other_yarn_is_refused(tmp_path: Path, context: OpenContext, change: dict[str, Any]) -> None:
+def test_other_yarn(tmp_path: Path, context: OpenContext, change: dict[str, Any], turned: float, logits: float) -> None:
+    """What transformers multiplies by, in GGUF's two keys."""
     folder = model_folder(tmp_path / "model", "deepseek2", rope_scaling=YARN | change)
-    with pytest.raises(ModelError, match="mscale"):
+    with open_huggingface(folder, context) as model:
+        found = read_configuration(model)
+    assert found.attention_scale == pytest.approx(10**-0.5 * logits, rel=1e-6)
+    assert found.rope is not None
+    assert np.abs(rope_table(found.rope, np.arange(3)))[0] == pytest.approx(turned, rel=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"mscale": "1"}, {"attention_factor": 0}, {"mscale": -3.0}])
+def test_absurd_yarn_is_refused(tmp_path: Path, context: OpenContext, change: dict[str, Any]) -> None:
+    folder = model_folder(tmp_path / "model", "deepseek2", rope_scaling=YARN | change)
+    with pytest.raises(ModelError, match=next(iter(change))):
         open_huggingface(folder, context)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conversions import convert_without_source, write_model
+from conversions import convert_without_source, relabelled, write_model
 from f32_gguf import write_f32
 from huggingface_folder import (
     CONFIGS,
@@ -21,6 +21,7 @@ from huggingface_folder import (
     write_folder,
 )
 from llamacpp_models import logits
+from safetensors.numpy import load_file
 from transformers_models import (
     GLM5_NEXT,
     GLM5_NEXT_LAYERS,
@@ -35,9 +36,10 @@ from transformers_models import (
 
 import qconv
 from qconv.convert.settings import Settings
-from qconv.errors import ModelError
+from qconv.errors import ModelError, QconvError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface import open_huggingface
+from qconv.formats.metadata import ValueType, numbers, uint32
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
 from qconv.runtime.network import load_network
@@ -191,6 +193,61 @@ def test_what_llama_cpp_cannot_run_is_refused(
 
 LONG = [int(token) for token in np.random.default_rng(9).integers(3, VOCABULARY, 150)]
 MODEL = case("glm5-next", "Glm5NextForConditionalGeneration", **GLM5_NEXT, **GLM5_NEXT_LAYERS)
+
+
+def published(model: Model) -> Model:
+    """Return the model as files of the other name have it: a block more, which predicts, limits per block, and no word on what all models have alike."""
+    renamed = relabelled(model, "glm5next")
+    layers = model.metadata["glm5-next.block_count"].value
+    assert isinstance(layers, int)
+    limit = model.metadata["glm5-next.swiglu_clamp_exp"].value
+    kinds = model.metadata["glm5-next.attention.head_count_kv"].value
+    assert isinstance(kinds, np.ndarray) and isinstance(limit, float)
+    silent = ("indexer.types", "kpool_select_tail", "qconv.")
+    metadata = {key: field for key, field in renamed.metadata.items() if not any(it in key for it in silent)}
+    metadata |= {
+        "glm5next.block_count": uint32(layers + 1),
+        "glm5next.nextn_predict_layers": uint32(1),
+        "glm5next.expert_shared_feed_forward_length": uint32(32),
+        "glm5next.attention.head_count_kv": numbers([*kinds.tolist(), 1], ValueType.INT32),
+        "glm5next.swiglu_clamp_exp": numbers([limit] * (layers + 1), ValueType.FLOAT32),
+        "glm5next.swiglu_clamp_shexp": numbers([limit] * (layers + 1), ValueType.FLOAT32),
+    }
+    added = f"blk.{layers}.attn_norm.weight"
+    extra = {added: replace(model.tensors["blk.0.attn_norm.weight"], name=added)}
+    return replace(renamed, metadata=metadata, tensors={**model.tensors, **extra})
+
+
+@pytest.mark.oracles
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_another_name_are_the_same_model(tmp_path: Path, context: OpenContext) -> None:
+    source = save(tmp_path / "model", MODEL)
+    with open_huggingface(tmp_path / "model", context) as folder:
+        path = write_f32(tmp_path / "other.gguf", published(folder))
+        bare = {key: it for key, it in published(folder).metadata.items() if not key.endswith("indexer.kpool")}
+        unknown = write_f32(tmp_path / "unknown.gguf", replace(published(folder), metadata=bare))
+    with qconv.open(path) as model:
+        network = load_network(model)
+        assert [note for note in network.notes if "left out" not in note] == []
+        for prompt in PROMPTS:
+            (found,) = [log_softmax(it.logits) for it in forward(network, [prompt])]
+            assert np.abs(found - expected(source, prompt)).max() < 1e-3
+        write_model(model, tmp_path / "back", "hf")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "back"))
+    for name, array in other.items():
+        tolerance = 1e-6 if name.endswith("A_log") else 0.0  # the logarithm of an exponential
+        wanted = one[name] if name in one else fused(one, name)
+        np.testing.assert_allclose(array, wanted, tolerance, 0.1 * tolerance, err_msg=name)
+    with qconv.open(unknown) as model, pytest.raises(QconvError, match="glm5next"):
+        load_network(model)  # the same name with other keys and tensors exists as well
+
+
+def fused(tensors: dict[str, Any], name: str) -> Any:
+    """The experts' matrices that another spelling has in one tensor."""
+    place, number, part = name.removesuffix(".weight").rsplit(".", 2)
+    if part == "down_proj":
+        return tensors[f"{place}.down_proj"][int(number)]
+    return np.split(tensors[f"{place}.gate_up_proj"][int(number)], 2)[part == "up_proj"]
 
 
 @pytest.mark.oracles

@@ -73,6 +73,18 @@ def test_safetensors_come_first(tmp_path: Path) -> None:
     open_checkpoint(folder).close()
 
 
+def test_what_autogptq_calls_its_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "llama")
+    usual = open_checkpoint(folder)
+    (folder / "pytorch_model.bin").rename(folder / "gptq_model-4bit-128g.bin")
+    assert FORMAT.detect(folder)
+    found = open_checkpoint(folder)
+    assert found.tensors.keys() == usual.tensors.keys()
+    assert [path.name for path in found.files] == ["gptq_model-4bit-128g.bin"]
+    usual.close()
+    found.close()
+
+
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama", SHARDS)
     (folder / SHARDS[1]).unlink()

@@ -302,7 +302,6 @@ def test_the_user_chooses_the_architecture(tmp_path: Path, context: OpenContext)
         ("model.layers.0.self_attn.q_proj.qweight", "quantized checkpoint"),
         ("model.layers.0.self_attn.q_proj.weight_scale_inv", "quantized checkpoint"),
         ("model.layers.0.self_attn.q_proj.SCB", "quantized checkpoint"),
-        ("model.layers.0.self_attn.q_proj.trellis", "quantized checkpoint"),
         ("model.vision_tower.patch.weight", "vision or audio tower"),
         ("model.layers.0.mlp.experts.0.gate_proj.weight", "mixture of experts"),
         ("score.weight", "classifier"),

@@ -115,7 +115,8 @@ def test_yarn_of_unusual_betas_becomes_a_table_where_there_is_one() -> None:
     other = rope("qwen2", rope_scaling=scaling)
     assert not other.tables
     assert plain(other)["scaling.yarn_beta_fast"] == 8.0
-    assert "beta_fast 8" in other.notes[0]
+    assert "does not read qwen2.rope.scaling.yarn_beta_fast" in other.notes[0]
+    assert "truncates" in rope("qwen2", rope_scaling=scaling | {"beta_fast": 32.0, "truncate": False}).notes[0]
 
 
 def test_longrope_tables_and_attention() -> None:

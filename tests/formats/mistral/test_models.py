@@ -16,6 +16,7 @@ from tiny_networks import open_folder
 from transformers_models import LATENT, MISTRAL4, PROMPTS, UNSCALED, Case, case, expected, log_softmax, save, yarn
 
 import qconv
+from qconv.errors import MissingTensorError, ShapeError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.mistral import open_mistral
 from qconv.runtime.forward import forward
@@ -169,3 +170,44 @@ def test_eight_bit_floats(name: str, tmp_path: Path, context: OpenContext) -> No
         qconv.convert_model(tmp_path / "plain", tmp_path / "out", to="huggingface")
         quantized = type(reference).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
         check_llama_cpp(model, quantized, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("names", [("consolidated.00.pth",), ("consolidated.00.pt", "consolidated.01.pt")])
+def test_mixtral_of_the_first_release(names: tuple[str, ...], tmp_path: Path, context: OpenContext) -> None:
+    """The matrices of a layer's experts lie below each other in one tensor of torch's files, the last ones transposed."""
+    import torch
+
+    reference = save(tmp_path / "hf", next(it for it in CASES if it.name == "mixtral"))
+    config = reference.config.to_dict()
+    weights = native_weights(state(reference), config, older=True)
+    fused: dict[str, list[Floats]] = {}
+    for name in sorted(name for name in weights if ".experts." in name):
+        layer, part = name.split(".")[1], name.split(".")[-2]
+        matrix = weights.pop(name)
+        fused.setdefault(f"layers.{layer}.block_sparse_moe.{part}", []).append(matrix.T if part == "w2" else matrix)
+    first = {name.replace("feed_forward.gate", "block_sparse_moe.gate"): array for name, array in weights.items()}
+    first |= {name: np.concatenate(matrices) for name, matrices in fused.items()}
+    assert first["layers.0.block_sparse_moe.w2"].shape == (4 * config["intermediate_size"], config["hidden_size"])
+    folder = tmp_path / "native"
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps(native_parameters(config)))
+    for number, file in enumerate(names):
+        some = list(first.items())[number :: len(names)]
+        torch.save({name: torch.from_numpy(array) for name, array in some}, folder / file)
+    with qconv.open(folder) as native, open_folder(tmp_path / "hf") as other:
+        assert native.format == "mistral"
+        assert native.tensors.keys() == other.tensors.keys()
+        for name, tensor in native.tensors.items():
+            twin = other.tensors[name]
+            assert (tensor.shape, tensor.encoding.name) == (twin.shape, twin.encoding.name)
+            assert tensor.read(0, tensor.row_count).tobytes() == twin.read(0, twin.row_count).tobytes(), name
+            rows = tensor.row_count // 3, tensor.row_count // 2
+            assert tensor.read(*rows).tobytes() == twin.read(*rows).tobytes(), name
+        check_forward(native, reference)
+    (folder / names[-1]).unlink()
+    if len(names) > 1:
+        with pytest.raises(MissingTensorError, match="weight file is missing"):
+            open_mistral(folder, context)
+    torch.save({"layers.0.block_sparse_moe.w1": torch.zeros(6, 3)}, folder / names[0])
+    with pytest.raises(ShapeError, match="4 experts"):
+        open_mistral(folder, context)

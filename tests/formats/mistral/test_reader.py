@@ -28,7 +28,9 @@ from qconv.errors import (
     UnmappedTensorError,
 )
 from qconv.formats.base import OpenContext
+from qconv.formats.huggingface.checkpoint import CONSOLIDATED_PICKLES, open_checkpoint
 from qconv.formats.mistral import FORMAT, open_mistral
+from qconv.formats.stored import lazy_tensor
 from qconv.plugins.manager import load_plugins
 
 GGUF = {
@@ -75,6 +77,25 @@ def test_every_tensor_as_it_is(tmp_path: Path, context: OpenContext, shards: tup
         128,
     )
     assert (facts["llama.attention.key_length"], facts["llama.rope.freq_base"]) == (8, 1e6)
+
+
+def test_experts_in_one_tensor(tmp_path: Path, context: OpenContext) -> None:
+    """Needs no torch; rows of the last matrix of each expert are columns of what is there."""
+    folder = made.write_first_mixtral(tmp_path / "model")
+    assert FORMAT.detect(folder)
+    with qconv.open(folder) as model:
+        assert (model.format, model.architecture) == ("mistral", "llama")
+        assert model.tensors["blk.1.ffn_gate_exps.weight"].shape == (3, 48, 32)
+        assert model.tensors["blk.1.ffn_down_exps.weight"].shape == (3, 32, 48)
+        up, down = (model.tensors[f"blk.0.ffn_{part}_exps.weight"] for part in ("gate", "down"))
+        found = open_checkpoint(folder, CONSOLIDATED_PICKLES[1])
+        fused = {
+            part: lazy_tensor(found.tensors[f"layers.0.block_sparse_moe.{part}"], context.encodings).rows(0, 144)
+            for part in ("w1", "w2")
+        }
+        np.testing.assert_array_equal(up.rows(0, 144), fused["w1"])
+        np.testing.assert_array_equal(down.rows(0, 96).reshape(3, 32, 48).swapaxes(1, 2).reshape(144, 32), fused["w2"])
+        found.close()
 
 
 def test_shards_without_an_index(tmp_path: Path, context: OpenContext) -> None:

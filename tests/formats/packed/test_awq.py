@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed_folders import AWQ_ORDER, PackedLayer, Unpacker, awq_gemm, awq_gemv, float16, int32, rows_of
+from packed_folders import AWQ_ORDER, PackedLayer, Unpacker, awq_gemm, awq_gemv, awq_gemv_fast, float16, int32, rows_of
 
 from qconv.errors import FormatError, MissingTensorError, ModelError, QconvError, ShapeError
 from qconv.formats.packed.awq import PACKING
@@ -42,6 +42,51 @@ def test_the_version_is_told_by_the_shapes(version: str, unpack: Unpacker) -> No
     given = {"group_size": 32} if version == "gemv" else {}
     found = unpack(PACKING, layer.tensors, given)
     np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
+
+
+FAST = np.random.default_rng(5).standard_normal((40, 192)).astype(np.float32)
+# what AutoAWQ's pack_intweight makes of the codes (3 k k + 5 k + k // 5 + 7 n k + n) mod 16
+FAST_WORDS = (
+    "c390 5b18 3906 7d4a 18e4 18e5 8e4b 4a17 3906 b18e 906c d4a1 8e4b 8e5b e4b1 a17d "
+    "5421 5310 a875 5320 6531 dca9 b976 ecb9 ca97 b986 0fdb ba87 db98 421f 1fec 431f "
+    "e5b2 5b18 17e4 3906 b28e 906d e4a1 8e5b 5b28 b18e 7e4a 906d 28e5 06d3 4a17 e5b1 "
+    "7643 5310 8653 1fec 0fdb 5421 1fdc 20fd ecb9 b986 edb9 7643 7532 ca97 7542 8753"
+)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 96, 192])
+@pytest.mark.parametrize("version", ["gemv_fast", None])
+def test_outputs_by_fours(version: str | None, group_size: int, unpack: Unpacker) -> None:
+    layer = awq_gemv_fast(group_size)(FAST, np.random.default_rng(1))
+    found = unpack(PACKING, layer.tensors, settings(group_size) | ({"version": version} if version else {}))
+    tensor = found.tensors["x.weight"]
+    np.testing.assert_array_equal(rows_of(tensor), layer.weights)
+    for start, stop in ((0, 0), (3, 5), (7, 38), (8, 16), (39, 40), (1, 40)):
+        np.testing.assert_array_equal(rows_of(tensor, start, stop), layer.weights[start:stop])
+    assert found.facts["layout"] == "gemv_fast"
+
+
+def test_outputs_by_fours_as_the_package_packs_them(unpack: Unpacker) -> None:
+    words = np.array([int(word, 16) for word in FAST_WORDS.split()], "<u2")
+    tensors = {
+        ".qweight": ("I16", (1, 64), words.tobytes()),
+        ".scales": float16(np.ones((8, 4), np.float32)),
+        ".qzeros": float16(np.zeros((8, 4), np.float32)),
+    }
+    n, k = np.arange(4)[:, None], np.arange(64)
+    rows = rows_of(unpack(PACKING, tensors, settings(64, version="gemv_fast")).tensors["x.weight"])
+    np.testing.assert_array_equal(rows, (3 * k * k + 5 * k + k // 5 + 7 * n * k + n) % 16)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape"), [(".qweight", (10, 96)), (".scales", (8, 36)), (".qzeros", (7, 40)), (".scales", (2, 40))]
+)
+def test_shapes_of_outputs_by_fours(suffix: str, shape: tuple[int, int], unpack: Unpacker) -> None:
+    layer = awq_gemv_fast(64)(FAST, np.random.default_rng(1))
+    dtype = layer.tensors[suffix][0]
+    changed = layer.tensors | {suffix: (dtype, shape, bytes(2 * shape[0] * shape[1]))}
+    error = failure(unpack, ShapeError, changed, settings(64, version="gemv_fast"))
+    assert error.tensor in ("x.qweight", "x.scales", "x.qzeros")
 
 
 def test_one_group_for_all_inputs(unpack: Unpacker) -> None:
@@ -86,7 +131,7 @@ def failure(unpack: Unpacker, kind: type[QconvError], tensors: dict[str, Any], g
         ({"bits": 5}, "bits: 5, which must be 4"),
         ({"bits": None, "w_bit": 8}, "w_bit: 8, which must be 4"),
         ({"group_size": 0}, "group_size: 0, which must be a number of weights above 0, or -1"),
-        ({"version": "gemv_fast"}, "version: 'gemv_fast', and qconv reads gemm and gemv"),
+        ({"version": "llm-awq"}, "version: 'llm-awq', and qconv reads gemm, gemv, gemv_fast"),
         ({"format": "marlin"}, "format: 'marlin'"),
     ],
 )

@@ -49,6 +49,18 @@ def test_the_size_of_blocks_follows_from_shapes(block: tuple[int, int], unpack: 
         np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
 
 
+@pytest.mark.parametrize("dtype", ["U8", "F8_E8M0"])
+@pytest.mark.parametrize("suffix", [".weight_scale", ".weight_scale_inv"])
+def test_mxfp8_has_a_power_of_two_for_32_weights(suffix: str, dtype: str, unpack: Unpacker) -> None:
+    weights = np.random.default_rng(7).standard_normal((24, 352)).astype(np.float32)
+    layer = float8_blocks((1, 32), suffix, dtype)(weights, np.random.default_rng(1))
+    stored = unpack.checkpoint({f"x{key}": value for key, value in layer.tensors.items()})
+    given = {"quant_method": "mxfp8"}
+    assert PACKING.recognises({"quantization_config": given}, stored)
+    found = unpack(PACKING, layer.tensors, given)
+    np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
+
+
 def test_scales_may_be_padded(unpack: Unpacker) -> None:
     layer = packed((16, 16))
     _, (rows, columns), data = layer.tensors[".weight_scale_inv"]

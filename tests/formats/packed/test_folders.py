@@ -27,6 +27,7 @@ from packed_folders import (
     awq_gemm,
     awq_gemv,
     exl2,
+    exl3,
     gptq,
     is_linear,
     packed_model,
@@ -165,6 +166,32 @@ def test_a_bias_that_is_not_zero_stays(tmp_path: Path, context: OpenContext) -> 
     tensors["model.layers.0.mlp.up_proj.bias"] = ("F16", (96,), bytes(190) + b"\x00\x3c")
     with pytest.raises(UnmappedTensorError, match=r"up_proj\.bias"):
         open_huggingface(write_folder(tmp_path / "m", config, tensors), context)
+
+
+@anonymous
+def test_exl3_pads_both_sides(tmp_path: Path, context: OpenContext) -> None:
+    """40 tokens, 64 hidden units and 96 of feed-forwards become 128 each; the configuration tells how many count."""
+    config = CONFIGS["llama"] | SIZES | {"quantization_config": {"quant_method": "exl3", "bits": 2.0}, "vocab_size": 40}
+    weights = random_weights(hf_shapes(architecture_named("llama"), config | {"tie_word_embeddings": False}))
+    tensors, truth = packed_tensors(
+        weights, exl3(2.0, "mul1"), lambda name: is_linear(name) or name == "lm_head.weight"
+    )
+    write_folder(tmp_path / "m", config, tensors)
+    with open_huggingface(tmp_path / "m", context) as model:
+        assert model.tensors["output.weight"].shape == (40, 64)
+        for name, wanted in truth.items():
+            if is_linear(name) or name == "lm_head.weight":
+                found = next(
+                    it
+                    for it in model.tensors.values()
+                    if it.origin.endswith(f": {name}".replace(".weight", ".trellis"))
+                )
+                rows = found.rows(0, found.row_count)
+                assert rows.shape == wanted.shape
+                assert (
+                    np.abs(np.sort(rows, axis=0) - np.sort(wanted, axis=0)).max() < 1e-4
+                )  # rows of heads are reordered
+        assert model.container["packing"] == "exl3"
 
 
 def exl2_model(folder: Path, vocabulary: int = 40, **config: Any) -> dict[str, Floats]:

@@ -169,6 +169,19 @@ def test_without_settings_the_shapes_tell(unpack: Unpacker) -> None:
     np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
 
 
+@pytest.mark.parametrize("with_g_idx", [True, False])
+def test_without_settings_a_last_group_may_be_shorter(with_g_idx: bool, unpack: Unpacker) -> None:
+    """64 and 32 of 96 inputs, not twice 48, which no quantizer offers; 32 times 3 and 16 of 112."""
+    layer = packed(bits=4, group_size=64, with_g_idx=with_g_idx)
+    found = unpack(PACKING, layer.tensors, {})
+    np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
+    assert found.facts["group_size"] == 64
+    odd = np.random.default_rng(3).standard_normal((64, 112)).astype(np.float32)
+    layer = gptq(4, 32, with_g_idx=with_g_idx)(odd, np.random.default_rng(4))
+    found = unpack(PACKING, layer.tensors, {})
+    np.testing.assert_array_equal(rows_of(found.tensors["x.weight"]), layer.weights)
+
+
 def failure(unpack: Unpacker, kind: type[QconvError], tensors: dict[str, Any], given: dict[str, Any]) -> QconvError:
     with pytest.raises(kind) as caught:
         rows_of(unpack(PACKING, tensors, given).tensors["x.weight"])

@@ -18,7 +18,7 @@ from huggingface_folder import Stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from packed_folders import Packer, Unpacker, awq_gemm, awq_gemv, exl2, gptq
+from packed_folders import Packer, Unpacker, awq_gemm, awq_gemv, awq_gemv_fast, exl2, exl3, gptq, marlin
 
 from qconv.convert.execute import SLAB_WEIGHTS
 from qconv.errors import FormatError, ModelError, NonFiniteError, QconvError, TruncatedError
@@ -37,6 +37,9 @@ CASES: dict[str, tuple[str, Packer, dict[str, Any]]] = {
     "gptq-symmetric": ("gptq", gptq(8, 32, sym=True), GPTQ | {"bits": 8, "sym": True, "dynamic": {"x": {}}}),
     "awq-gemm": ("awq", awq_gemm(32), AWQ),
     "awq-gemv": ("awq", awq_gemv(32), AWQ | {"version": "gemv"}),
+    "awq-gemv-fast": ("awq", awq_gemv_fast(64), {"quant_method": "awq", "group_size": 64, "version": "gemv_fast"}),
+    "marlin": ("marlin", lambda it, rng: marlin(32)(it.repeat(2, axis=0), rng), {"quant_method": "marlin"}),
+    "exl3": ("exl3", exl3(1.5, "mul1"), {"quant_method": "exl3"}),
     "exl2": ("exl2", exl2(lambda inputs: [(5, 32), (2, inputs - 32)]), {"quant_method": "exl2"}),
     "nf4": ("bitsandbytes", floats.bitsandbytes_4bit(nested=4, dtype="float16"), BNB),
     "int8": ("bitsandbytes", floats.bitsandbytes_int8, BNB),

@@ -58,6 +58,16 @@ def exl2(bits: int) -> tuple[dict[str, Stored], dict[str, Any]]:
     return tensors, {"quant_method": "exl2"}
 
 
+def exl3(bits: int) -> tuple[dict[str, Stored], dict[str, Any]]:
+    tensors = {
+        ".trellis": noise("I16", COLUMNS // 16, ROWS // 16, 16 * bits),
+        ".suh": numbers("F16", COLUMNS),
+        ".svh": numbers("F16", ROWS),
+        ".mul1": ("I32", (), bytes(4)),
+    }
+    return tensors, {"quant_method": "exl3"}
+
+
 def nf4() -> tuple[dict[str, Stored], dict[str, Any]]:
     blocks = ROWS * COLUMNS // 64
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [ROWS, COLUMNS]}
@@ -81,6 +91,12 @@ def awq(version: str) -> tuple[dict[str, Stored], dict[str, Any]]:
             ".qweight": noise("I32", ROWS, COLUMNS // 8),
             ".qzeros": noise("I32", ROWS, groups // 8),
             ".scales": numbers("F16", ROWS, groups),
+        }
+    elif version == "gemv_fast":
+        tensors = {
+            ".qweight": noise("I16", ROWS // 4, COLUMNS),
+            ".qzeros": numbers("F16", groups, ROWS),
+            ".scales": numbers("F16", groups, ROWS),
         }
     else:
         tensors = {
@@ -123,8 +139,10 @@ CASES = {
     **{f"gptq-{bits}": gptq(bits) for bits in (2, 3, 4, 8)},
     "gptq-planes": gptq(3, "gptq_p"),
     **{f"exl2-{bits}": exl2(bits) for bits in (2, 8)},
+    **{f"exl3-{bits}": exl3(bits) for bits in (1, 8)},
     "awq-gemm": awq("gemm"),
     "awq-gemv": awq("gemv"),
+    "awq-gemv-fast": awq("gemv_fast"),
     "nf4-nested": nf4(),
     "int8": int8(),
     **{f"words-{bits}": words(bits) for bits in (1, 2, 3, 8)},
