@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import DiskFullError, OutputError, OutputExistsError
 from ..formats.base import Layout
 from ..formats.positional import PositionalFile
+from ..formats.whole_file import refuse_occupied
 from .flush import Flusher
 from .folders import check_folder, put_in_place, sync_folder
 from .journal import Journal
@@ -84,16 +85,9 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
     if layout.folder is not None:
         check_folder(layout, layout.folder, sources, force)
     for part in layout.parts if layout.folder is None else ():
-        if not part.path.exists():
-            continue
-        if any(source.exists() and part.path.samefile(source) for source in sources):
+        if any(source.exists() and part.path.exists() and part.path.samefile(source) for source in sources):
             raise OutputExistsError("the output is the input itself", path=part.path, remedy="Choose another output.")
-        if part.path.is_dir():
-            raise OutputExistsError("the output is a folder", path=part.path, remedy="Name a file in it.")
-        if not force:
-            raise OutputExistsError(
-                "the output exists", path=part.path, remedy="Use --force to replace it, or choose another output."
-            )
+        refuse_occupied(part.path, force)
     taken = sum(map(_allocated, temporary_paths(layout)))
     free = shutil.disk_usage(folder).free
     if layout.size > free + taken:

@@ -10,18 +10,32 @@ from typing import IO
 
 from ..errors import OutputError, OutputExistsError
 
-__all__ = ["refuse_existing", "sync_folder", "whole_file"]
+__all__ = ["refuse_existing", "refuse_occupied", "sync_folder", "whole_file"]
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise OutputExistsError where ``path`` exists (with ``force``: is a folder), OutputError where its folder does not."""
+    """Raise OutputError where the folder of ``path`` does not exist, and what :func:`refuse_occupied` raises."""
     if not path.parent.is_dir():
         raise OutputError("no such folder", path=path.parent, remedy="Create it first, or choose another output.")
-    if path.is_dir():
-        raise OutputExistsError("the output is a folder", path=path, remedy="Name a file in it.")
-    if path.exists() and not force:
+    refuse_occupied(path, force)
+
+
+def refuse_occupied(path: Path, force: bool) -> None:
+    """Raise OutputExistsError where ``path`` is no file but a folder, a device or a pipe, or, without ``force``, anything at all."""
+    _refuse_what_is_no_file(path)
+    if os.path.lexists(path) and not force:
         raise OutputExistsError(
             "the output exists", path=path, remedy="Use --force to replace it, or choose another output."
+        )
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """A rename replaces whatever has the name: were it ``/dev/null``, then for every program of the machine."""
+    if path.is_dir():
+        raise OutputExistsError("the output is a folder", path=path, remedy="Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise OutputExistsError(
+            "the output is a device, a pipe or a socket", path=path, remedy="Name a file in a folder."
         )
 
 
@@ -29,8 +43,9 @@ def refuse_existing(path: Path, force: bool) -> None:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name ``path``, replacing what is there, once the block ends without an exception.
 
-    Otherwise nothing is left behind. Raises OSError as the system does.
+    Otherwise nothing is left behind. Raises OutputExistsError where ``path`` is no file, and OSError as the system does.
     """
+    _refuse_what_is_no_file(path)
     temporary = path.with_name(path.name + ".qconv-part")
     try:
         with temporary.open("wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -260,3 +261,12 @@ def _command_names(app: typer.Typer) -> set[str]:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     return set(group.commands)
+
+
+def test_a_device_is_never_replaced(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = cli("hf-to-gguf", example_model, "-o", pipe, "--type", "q4_0", "--force")
+    assert done.code == 1
+    assert "a device, a pipe or a socket" in done.err
+    assert pipe.is_fifo()
