@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ...errors import QconvError, UsageError
+from ...errors import QconvError, UnknownTypeError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 
 __all__ = ["build_app", "main"]
@@ -134,7 +134,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> object:  # the class of ctx differs between versions of typer
         try:
             return super().invoke(ctx)
-        except UsageError as error:
+        except (UsageError, UnknownTypeError) as error:
             code = _fail(str(error), 2)
         except QconvError as error:
             code = _fail(str(error), 1)

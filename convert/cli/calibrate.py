@@ -47,6 +47,7 @@ def calibrate(
         typer.Option(
             "--memory",
             min=0,
+            callback=options.finite,
             metavar="GiB",
             help="Memory for second moments; default: half of what is free. With less, stages are run several times.",
             rich_help_panel="Work",

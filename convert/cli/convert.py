@@ -57,7 +57,7 @@ def convert(
     from ..opening import open_model
     from ..targets import PACKED, find_target
     from .conversion import convert as carry_out
-    from .settings import default_output, read_settings, type_label
+    from .settings import default_output, read_settings, refuse_idle, type_label
 
     label = type_label(type_name, words)
     settings = read_settings(type_name, words)
@@ -112,4 +112,5 @@ def convert(
                     f"{name} does not go with an output in the format {target.name}",
                     remedy=f"Leave it out, or add --to {'exl2' if name in of_exl2 else 'gptq or --to awq'}.",
                 )
+        refuse_idle(words)
         carry_out(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

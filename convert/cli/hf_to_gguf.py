@@ -46,9 +46,10 @@ def hf_to_gguf(
     from ...plugins.manager import load_plugins
     from ..opening import open_model
     from .conversion import convert
-    from .settings import default_output, read_settings, type_label
+    from .settings import default_output, read_settings, refuse_idle, type_label
 
     label = type_label(type_name, words)
+    refuse_idle(words)
     settings = read_settings(type_name, words)
     registries = load_plugins().registries()
     choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])

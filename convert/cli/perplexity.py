@@ -63,7 +63,10 @@ def perplexity(
         ),
     ] = None,
     base_tokens: Annotated[
-        int, typer.Option("--base-tokens", min=1, help="Tokens that a compact base keeps.", rich_help_panel=_FILES)
+        int,
+        typer.Option(
+            "--base-tokens", min=1, metavar="N", help="Tokens that a compact base keeps.", rich_help_panel=_FILES
+        ),
     ] = 256,
     figure: Annotated[
         Path | None,

@@ -98,6 +98,22 @@ def test_splits(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     assert cli(*kept, "--force", "--split-max-tensors", "3").code == 2
 
 
+def test_what_an_output_is_called(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "llama-2.7b"
+    shutil.copytree(example_model, folder)
+    assert cli("quantize", folder, "--type", "q8_0").code == 0
+    assert (tmp_path / "llama-2.7b-Q8_0.gguf").is_file()
+    monkeypatch.chdir(folder)
+    assert cli("quantize", ".", "--type", "q4_0").code == 0
+    assert (tmp_path / "llama-2.7b-Q4_0.gguf").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert cli("split", "llama-2.7b-Q8_0.gguf", "part", "--max-size", "3M").code == 0
+    assert cli("quantize", "part-00001-of-00003.gguf", "--type", "copy").code == 0
+    assert (tmp_path / "part-COPY.gguf").is_file()
+
+
 def test_layers_can_be_left_out(cli: Cli, converted: Path, tmp_path: Path) -> None:
     output = tmp_path / "pruned.gguf"
     assert cli("quantize", converted, output, "--type", "copy", "--prune-layers", "1,3-4").code == 0
@@ -131,7 +147,8 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
         (("inspect", "."), 1, "no reader recognises this folder"),
         (("quantize", "absent.gguf"), 2, "--type is missing"),
         (("quantize", "absent.gguf", "--type", "q4_k_m"), 1, "no such file"),
-        (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 1, "Q4_K"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 2, "Q4_K"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn_q=q9"), 2, "no encoding 'q9'"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn("), 2, "tensor rule"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn(=q8_0"), 2, "no regular expression"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--effort", "heroic"), 2, "fast, default, best"),
@@ -141,7 +158,20 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "-o", "absent/out.gguf"), 1, "no such folder"),
         (("hf-to-gguf", "EXAMPLE", "--type", "iq2_xxs"), 1, "importance"),
         (("verify", "absent.gguf"), 1, "absent.gguf"),
-        (("warmup", "q9_9"), 1, "q9_9"),
+        (("warmup", "q9_9"), 2, "q9_9"),
+        (("hf-to-gguf", "EXAMPLE", "--bpw", "nan"), 2, "--bpw is a number, not nan"),
+        (("hf-to-gguf", "EXAMPLE", "--bpw", "inf"), 2, "--bpw is a number, not inf"),
+        (("generate", "EXAMPLE", "-p", "a", "--memory", "nan"), 2, "--memory is a number"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--override-kv", "a.b=bool:maybe"), 2, "bool cannot hold 'maybe'"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--override-kv", "a.b=u8:300"), 2, "u8 cannot hold 300"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--damping", "0.1"), 2, "changes nothing without --method gptq"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--max-kld", "0.1"), 2, "changes nothing without --validate"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--measure-chunks", "4"), 2, "without --measure-on"),
+        (
+            ("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--include-weights", "ffn"),
+            2,
+            "--include-weights changes nothing without --imatrix or --calibration",
+        ),
         (("nonsense",), 2, "nonsense"),
     ],
 )
