@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -115,6 +116,7 @@ def main() -> None:
     # a command makes many objects that stay, modules and tables, and little garbage
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     warnings.showwarning = _show_warning
+    _ready_streams()
     word = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
         app = build_app(word, names_alone=word is None and _COMPLETE not in os.environ)
@@ -126,6 +128,17 @@ def main() -> None:
         app()
     finally:
         gc.freeze()  # what is left is left to the system: it is quicker at it than a last search for garbage
+
+
+def _ready_streams() -> None:
+    """Let any text be printed on the standard streams: they may be closed, and their encoding may lack characters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open to the end
+        else:
+            # what a name of a file holds beside UTF-8 is printed as it is, and what an encoding lacks by number
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
 
 
 class _Commands(TyperGroup):
