@@ -74,7 +74,7 @@ def chat(
     draw = draw_of(temperature, top_k, top_p, seed)
     registries = load_plugins().registries()
     with open_held(model, registries, budget_of(memory), as_arch, pre_tokenizer) as (subject, held):
-        tell_notes(subject)
+        tell_notes(subject, context=context or 0)
         template = read_chat_template(subject.model, subject.tokenizer, chat_template)
         network = subject.network
         room = context or min(network.configuration.context or _CONTEXT, _CONTEXT)

@@ -258,6 +258,8 @@ def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
 
 
 def _totals(plan: Plan) -> str:
+    if not plan.steps:
+        return f"metadata and tokenizer alone, {plan.layout.size:,} bytes"
     counts: Counter[str] = Counter(step.target.encoding.name for step in plan.steps)
     mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     fallback = f", {100 * plan.fallback_share:.1f} % of weights by fallback" if plan.fallback_share else ""
@@ -273,6 +275,6 @@ def _show_result(plan: Plan, result: Result) -> None:
         screen.print(f"wrote {path}", soft_wrap=True)
     screen.print(_totals(plan), soft_wrap=True)
     resumed = f", {result.resumed} tensors taken over from an earlier run" if result.resumed else ""
-    rate = plan.weights / max(result.seconds, 1e-9) / 1e6
-    screen.print(f"{result.seconds:.1f} s, {rate:,.0f} million weights per second{resumed}")
+    rate = f", {plan.weights / max(result.seconds, 1e-9) / 1e6:,.0f} million weights per second" if plan.steps else ""
+    screen.print(f"{report.human_seconds(result.seconds)}{rate}{resumed}")
     sys.stdout.flush()

@@ -96,7 +96,7 @@ def to_exl2(
     request = Exl2Request(bpw, head_bits, dataset, measurement, split, settings.force, settings.threads)
     check_request(output, request, model.files)
     subject = subject_of(model, registries)
-    tell_notes(subject)
+    tell_notes(subject, context=context)
     windows = join([cut_text(subject, read_text(path), Cut(context, None, chunks)) for path in calibration])
     with ExitStack() as bars:
 

@@ -105,7 +105,7 @@ def imatrix(
             texts = [read_text(path) for path in text or ()]
             cut = Cut(context, None, chunks, parse_special)
             with open_subject(model, registries, as_arch, pre_tokenizer) as opened:
-                tell_notes(opened)
+                tell_notes(opened, context=context)
                 subject = identified(opened, as_json)
                 windows = join([cut_text(subject, it, cut) for it in texts])
                 tied = "output.weight" not in subject.model.tensors
@@ -206,8 +206,8 @@ def _show(
     if output is not None:
         most = max((it.most for it in covered), default=0)
         report.console().print(
-            f"wrote {output}: {len(matrix.entries)} tensors, {most:,} activations, {matrix.chunk_count} chunks of "
-            f"{matrix.chunk_size}",
+            f"wrote {output}: {len(matrix.entries)} tensors, {most:,} activations, "
+            f"{report.counted(matrix.chunk_count, 'chunk')} of {matrix.chunk_size}",
             soft_wrap=True,
         )
 

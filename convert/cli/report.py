@@ -12,7 +12,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["counter_bar", "error", "human_bytes", "listed", "note", "print_json", "print_table", "progress_bar"]
+__all__ = [
+    "counted",
+    "counter_bar",
+    "error",
+    "human_bytes",
+    "human_seconds",
+    "listed",
+    "note",
+    "print_json",
+    "print_table",
+    "progress_bar",
+]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
 
@@ -28,6 +39,24 @@ def human_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration with as many digits as tell something.
+
+    >>> human_seconds(0.0349), human_seconds(2.31), human_seconds(154)
+    ('0.035 s', '2.3 s', '154 s')
+    """
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with what it counts.
+
+    >>> counted(1, "chunk"), counted(2048, "chunk")
+    ('1 chunk', '2,048 chunks')
+    """
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def listed(numbers: Sequence[int], most: int = 8) -> str:
@@ -101,7 +130,7 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
     On a terminal it draws a bar with rate and time left, elsewhere it prints a line every ten seconds; both on standard error.
     ``quiet`` prints nothing.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     screen = console(stderr=True)
     if quiet:
@@ -111,12 +140,19 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[rate]}", style="progress.data.speed"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=screen, transient=True) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.advance(task, count)
+            task = progress.add_task(label, total=total, rate="")
+
+            def advance(count: int) -> None:
+                progress.advance(task, count)
+                speed = progress.tasks[0].speed
+                # in the units of the size beside it
+                progress.update(task, rate="" if speed is None else f"{human_bytes(speed)}/s")
+
+            yield advance
     else:
         yield _plain_progress(label, total)
 

@@ -87,9 +87,13 @@ def _lines(label: str, total: int) -> Callable[[float, int, str], None]:
     return show
 
 
-def tell_notes(*subjects: Subject) -> None:
-    """Print what the user should know of the way in which models are run."""
-    for text in dict.fromkeys(note for subject in subjects for note in subject.network.notes):
+def tell_notes(*subjects: Subject, context: int = 0) -> None:
+    """Print what the user should know of the way in which models are run, with windows of ``context`` tokens."""
+    notes = [note for subject in subjects for note in subject.network.notes]
+    for trained in (subject.network.configuration.context for subject in subjects):
+        if trained and context > trained:
+            notes.append(f"the model was trained for {trained:,} tokens, and is given {context:,}")
+    for text in dict.fromkeys(notes):
         report.note(text)
 
 

@@ -53,7 +53,7 @@ def validate(
     texts = [read_text(path) for path in text]
     registries = load_plugins().registries()
     with open_subject(source, registries) as one, open_subject(result, registries) as other:
-        tell_notes(one, other)
+        tell_notes(one, other, context=context)
         windows = cut_for_validation(one, texts, Cut(context, None, chunks))
         found = compare(
             identified(one, as_json),

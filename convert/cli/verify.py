@@ -59,8 +59,16 @@ def verify(
 
 def _verify_folder(folder: Path, as_json: bool) -> None:
     """Compare the files of a Meta checkpoint with its checklist."""
+    from ...errors import MissingFileError
     from ...formats.meta.checklist import NAME, read_checklist, verify_checklist
     from . import report
+
+    if not (folder / NAME).is_file():
+        raise MissingFileError(
+            f"the folder has no {NAME} to compare its files with",
+            path=folder,
+            remedy="Of GGUF files, name the file: those that qconv writes carry digests.",
+        )
 
     total = sum((folder / name).stat().st_size for name in read_checklist(folder) if (folder / name).is_file())
     with report.progress_bar(folder.name, total, quiet=as_json) as progress:

@@ -73,6 +73,20 @@ def test_quantize_a_gguf(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     assert cli("quantize", direct, tmp_path / "again.gguf", "--type", "q8_0", "--allow-requantize").code == 0
 
 
+def test_a_vocabulary_alone(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "vocabulary.gguf"
+    done = cli("hf-to-gguf", example_model, "-o", output, "--vocab-only")
+    assert done.code == 0
+    assert f"metadata and tokenizer alone, {output.stat().st_size:,} bytes" in done.out
+    assert "weights" not in done.out
+
+
+def test_a_folder_without_a_checklist_cannot_be_verified(cli: Cli, example_model: Path) -> None:
+    done = cli("verify", example_model)
+    assert done.code == 1
+    assert f"{example_model}: the folder has no checklist.chk" in done.err
+
+
 def test_verify_finds_a_flipped_bit(cli: Cli, converted: Path) -> None:
     data = bytearray(converted.read_bytes())
     data[len(data) // 2] ^= 4
