@@ -17,7 +17,8 @@ from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
 from qconv.runtime.network import Network, load_network
 
-EXACT = 2e-5
+# sums of float32 in another order, which depends on the machine's BLAS: 2.7e-5 in the 25 layers of gemma3n; a float16 on the way would be 5e-4
+EXACT = 5e-5
 
 
 def apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -56,7 +57,7 @@ def test_a_cache_continues_where_it_ended(name: str) -> None:
     steps.append(logits(found, texts[0][10:], texts[1][16:], cache=cache))
     for number, whole in enumerate(logits(found, *texts)):
         assert apart(np.concatenate([step[number] for step in steps]), whole) < EXACT
-    assert [cache.length(0), cache.length(1)] == [22, 17]
+    assert cache.places.lengths == [22, 17]
     with pytest.raises(UsageError, match="23 positions do not fit a key-value cache of 22"):
         logits(found, [1], [1], cache=cache)
 
