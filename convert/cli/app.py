@@ -78,7 +78,7 @@ def build_app(command: str | None = None, *, names_alone: bool = False) -> typer
     """Return the application with the built-in commands and those of installed plugins.
 
     Of the built-in commands only ``command`` is added where it is one, and with ``names_alone`` none but as a name in the help: typer reads the
-    options of every command that it is given, which takes a third of the time to start.
+    options of every command that it is given, which is much of the time to start.
     """
     app = typer.Typer(
         name="qconv",

@@ -46,25 +46,12 @@ def convert(
     as_json: bool,
 ) -> None:
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
-    importance = load_importance(settings, registries, model)
-    if settings.prune:
-        whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
-        model = prune_layers(model, settings.prune)
-        importance = None if importance is None else prune_importance(importance, whole, settings.prune)
+    model, importance = _pruned(model, load_importance(settings, registries, model), settings.prune)
     found: Fit | None = None
     if settings.budget is not None or settings.recipe is not None:
         settings, found = _choose_types(model, output, target, settings, registries, importance, as_json)
-    certifier = None
-    if settings.validate:
-        if target.name != "gguf":
-            raise UsageError(
-                f"--validate works on GGUF files, and the output is {target.name}",
-                remedy="Compare afterwards, with `qconv validate`.",
-            )
-        from ..certify import Certifier
-        from .running import running_bar
-
-        certifier = Certifier(model, settings, registries, partial(running_bar, quiet=as_json))
+    certifier = _certifier(model, target, settings, registries, as_json) if settings.validate else None
+    if certifier is not None:
         settings = replace(settings, overrides={**settings.overrides, **certifier.blank_fields()})
     plan = make_plan(
         model,
@@ -87,17 +74,8 @@ def convert(
         check_output(plan.layout, model.files, settings.force)
         _forget(found, output)
         return
-    total = sum(step.target.nbytes for step in plan.steps)
-    try:
-        _prepare(plan, as_json)
-        with report.progress_bar(plan.layout.path.name, total) as progress:
-            result = run_plan(plan, settings.force, progress, certifier)
-    except KeyboardInterrupt:
-        report.note("interrupted; run the same command again to continue")
-        raise typer.Exit(1) from None
+    result = _carry_out(plan, settings, certifier, as_json)
     _forget(found, output)
-    for name, count in result.replaced.items():
-        report.note(f"{name}: {count:,} weights were not finite and are zero now")
     receipt = None if certifier is None else _keep_receipt(certifier, result.paths[0])
     if as_json:
         shown: dict[str, Any] = {"written": [str(path) for path in result.paths]}
@@ -110,6 +88,45 @@ def convert(
     if certifier is not None and result.paths[0] != plan.layout.path:
         report.note(f"{plan.layout.path} was not written; the result that failed is {result.paths[0]}")
         raise typer.Exit(1)
+
+
+def _pruned(
+    model: Model, importance: ImportanceMatrix | None, layers: frozenset[int]
+) -> tuple[Model, ImportanceMatrix | None]:
+    """Return model and importance without ``layers``."""
+    if not layers:
+        return model, importance
+    whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
+    left = None if importance is None else prune_importance(importance, whole, layers)
+    return prune_layers(model, layers), left
+
+
+def _certifier(model: Model, target: Format, settings: Settings, registries: Registries, quiet: bool) -> Certifier:
+    """Return what validates the result before it is sealed."""
+    from ..certify import Certifier
+    from .running import running_bar
+
+    if target.name != "gguf":
+        raise UsageError(
+            f"--validate works on GGUF files, and the output is {target.name}",
+            remedy="Compare afterwards, with `qconv validate`.",
+        )
+    return Certifier(model, settings, registries, partial(running_bar, quiet=quiet))
+
+
+def _carry_out(plan: Plan, settings: Settings, certifier: Certifier | None, quiet: bool) -> Result:
+    """Write the output, with progress; Ctrl-C keeps what is done and exits with 1."""
+    total = sum(step.target.nbytes for step in plan.steps)
+    try:
+        _prepare(plan, quiet)
+        with report.progress_bar(plan.layout.path.name, total, quiet) as progress:
+            result = run_plan(plan, settings.force, progress, certifier)
+    except KeyboardInterrupt:
+        report.note("interrupted; run the same command again to continue")
+        raise typer.Exit(1) from None
+    for name, count in result.replaced.items():
+        report.note(f"{name}: {count:,} weights were not finite and are zero now")
+    return result
 
 
 def _choose_types(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import UsageError
-from . import exl2, packed
+from . import exl2, options, packed
 from .conversion_options import with_conversion_options
 
 __all__ = ["register"]
@@ -33,15 +33,7 @@ def convert(
             "--to", metavar="FORMAT", help="Format of the output, where DST does not tell (see qconv formats)."
         ),
     ] = None,
-    type_name: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            "-T",
-            metavar="TYPE",
-            help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
-        ),
-    ] = "auto",
+    type_name: options.TypeOrAuto = "auto",
     head_bits: exl2.HeadBits = 6,
     calibration_text: exl2.Calibration = None,
     calibration_context: exl2.CalibrationContext = 2048,

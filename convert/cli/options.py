@@ -36,6 +36,15 @@ AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", help="Write zeros for NaN and infinity in the source.", rich_help_panel=_WORK),
 ]
+TypeOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--type",
+        "-T",
+        metavar="TYPE",
+        help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
+    ),
+]
 Imatrix = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF or .dat).", rich_help_panel=_TYPES),

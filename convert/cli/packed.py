@@ -102,7 +102,7 @@ def to_packed(
         return
     total = sum(step.target.nbytes for step in plan.steps)
     try:
-        with report.progress_bar(plan.layout.path.name, total) as progress:
+        with report.progress_bar(plan.layout.path.name, total, quiet=as_json) as progress:
             result = run_packed(planned, settings.force, progress)
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")
