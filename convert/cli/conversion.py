@@ -48,7 +48,9 @@ def convert(
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
     model, importance = _pruned(model, load_importance(settings, registries, model), settings.prune)
     found: Fit | None = None
+    label = None
     if settings.budget is not None or settings.recipe is not None:
+        label = "chosen types"
         settings, found = _choose_types(model, output, target, settings, registries, importance, as_json)
     certifier = _certifier(model, target, settings, registries, as_json) if settings.validate else None
     if certifier is not None:
@@ -70,7 +72,7 @@ def convert(
         certifier.check(plan)
     choice = {} if found is None else {"choice": choice_as_json(found)}
     if dry_run:
-        _show_plan(plan, as_json, choice)
+        _show_plan(plan, label, as_json, choice)
         check_output(plan.layout, model.files, settings.force)
         _forget(found, output)
         return
@@ -82,7 +84,7 @@ def convert(
         shown |= {} if receipt is None else {"receipt": receipt.to_dict()}
         report.print_json(plan_as_json(plan) | choice | _result_as_json(result) | shown)
     else:
-        _show_result(plan, result)
+        _show_result(plan, label, result)
     if receipt is not None and not as_json:
         show_receipt(receipt)
     if certifier is not None and result.paths[0] != plan.layout.path:
@@ -246,7 +248,7 @@ def _result_as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
+def _show_plan(plan: Plan, label: str | None, as_json: bool, choice: dict[str, Any]) -> None:
     if as_json:
         report.print_json(plan_as_json(plan) | choice)
         return
@@ -265,7 +267,7 @@ def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
     columns = ("tensor", "shape", "source", "target", "bytes", "bpw", "why")
     report.print_table("", columns, rows, right=("shape", "bytes", "bpw"))
     screen = report.console()
-    screen.print(f"\n{_totals(plan)}")
+    screen.print(f"\n{_totals(plan, label)}")
     screen.print(
         f"free disk {report.human_bytes(_free(plan.layout.path.parent))}, "
         f"peak memory at most {report.human_bytes(plan.peak_memory)} with {plan.threads} threads"
@@ -274,23 +276,24 @@ def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
         screen.print(f"would write {part.path} ({part.size:,} bytes)", soft_wrap=True)
 
 
-def _totals(plan: Plan) -> str:
+def _totals(plan: Plan, label: str | None) -> str:
+    """Return the sum of a plan in one line; ``label`` says what the types are, where not the name of the mixture."""
     if not plan.steps:
         return f"metadata and tokenizer alone, {plan.layout.size:,} bytes"
     counts: Counter[str] = Counter(step.target.encoding.name for step in plan.steps)
     mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     fallback = f", {100 * plan.fallback_share:.1f} % of weights by fallback" if plan.fallback_share else ""
     return (
-        f"{plan.recipe}: {plan.weights:,} weights in {plan.layout.size:,} bytes, "
+        f"{label or plan.recipe}: {plan.weights:,} weights in {plan.layout.size:,} bytes, "
         f"{plan.bits_per_weight:.2f} bits per weight{fallback} ({mix})"
     )
 
 
-def _show_result(plan: Plan, result: Result) -> None:
+def _show_result(plan: Plan, label: str | None, result: Result) -> None:
     screen = report.console()
     for path in result.paths:
         screen.print(f"wrote {path}", soft_wrap=True)
-    screen.print(_totals(plan), soft_wrap=True)
+    screen.print(_totals(plan, label), soft_wrap=True)
     resumed = f", {result.resumed} tensors taken over from an earlier run" if result.resumed else ""
     rate = f", {plan.weights / max(result.seconds, 1e-9) / 1e6:,.0f} million weights per second" if plan.steps else ""
     screen.print(f"{report.human_seconds(result.seconds)}{rate}{resumed}")

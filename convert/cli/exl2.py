@@ -116,11 +116,14 @@ def to_exl2(
 
 def _others(settings: Settings) -> dict[str, bool]:
     """Return the options that a conversion to EXL2 has no use for, and whether they are given."""
+    from ...quantizers.feedback import DAMPING
+
     return {
         **refused(settings),
         "--calibration": settings.calibration is not None,
         "--method": settings.method != "plain",
         "--activation-order": settings.activation_order,
+        "--damping": settings.damping != DAMPING,
         "--override-kv": bool(settings.overrides),
         "--prune-layers": bool(settings.prune),
     }

@@ -153,4 +153,8 @@ def default_output(output: Path | None, stem: Path, type_name: str) -> Path:
     if output is None:
         suffix = "" if type_name.lower() == "auto" else f"-{label}"
         return stem.with_name(f"{stem.name}{suffix}.gguf")
-    return Path(str(output).replace("{type}", label).replace("{ftype}", label))
+    path = Path(str(output).replace("{type}", label).replace("{ftype}", label))
+    path = path.resolve() if path.name in ("", "..") else path  # temporary names go beside a name
+    if not path.name:
+        raise UsageError(f"{output} is no name for an output", remedy="Name a file or a folder in it.")
+    return path

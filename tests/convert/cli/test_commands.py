@@ -128,6 +128,27 @@ def test_what_an_output_is_called(
     assert (tmp_path / "part-COPY.gguf").is_file()
 
 
+def test_the_current_folder_as_output(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in (".", "..", "../model/"):
+        done = cli("convert", example_model, name, "--force")
+        assert done.code == 1
+        assert "the folder that you are in" in done.err or "what no conversion writes (model)" in done.err
+    assert list(folder.iterdir()) == []
+
+
+def test_chosen_types_are_called_so(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.txt"
+    done = cli("hf-to-gguf", example_model, "-o", tmp_path / "a.gguf", "--size", "4M", "--recipe-out", recipe)
+    assert "chosen types: 6,819,072 weights" in done.out
+    done = cli("hf-to-gguf", example_model, "-o", tmp_path / "b.gguf", "--recipe", recipe)
+    assert "chosen types: 6,819,072 weights" in done.out
+
+
 def test_layers_can_be_left_out(cli: Cli, converted: Path, tmp_path: Path) -> None:
     output = tmp_path / "pruned.gguf"
     assert cli("quantize", converted, output, "--type", "copy", "--prune-layers", "1,3-4").code == 0
@@ -187,6 +208,13 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
             "--include-weights changes nothing without --imatrix or --calibration",
         ),
         (("nonsense",), 2, "nonsense"),
+        (("convert", "EXAMPLE", "/"), 2, "/ is no name for an output"),
+        (
+            ("convert", "EXAMPLE", "out", "--to", "exl2", "--bpw", "4", "--damping", "0.1"),
+            2,
+            "does not go with --to exl2",
+        ),
+        (("convert", "EXAMPLE", "out", "--to", "awq", "--exclude-weights", "ffn"), 2, "does not go with --to awq"),
     ],
 )
 def test_mistakes_are_one_sentence(
