@@ -165,7 +165,9 @@ class _Commands(TyperGroup):
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    from . import report  # slow, and most commands end well
+
+    report.error(message)
     return code
 
 
@@ -183,4 +185,6 @@ def _show_warning(
     line: object = None,
 ) -> None:
     if issubclass(category, PluginWarning):
-        typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {message}.", err=True)
+        from . import report
+
+        report.warning(f"{message}.")

@@ -267,7 +267,8 @@ def _show_plan(plan: Plan, label: str | None, as_json: bool, choice: dict[str, A
     columns = ("tensor", "shape", "source", "target", "bytes", "bpw", "why")
     report.print_table("", columns, rows, right=("shape", "bytes", "bpw"))
     screen = report.console()
-    screen.print(f"\n{_totals(plan, label)}")
+    screen.print()
+    report.paragraph(_totals(plan, label))
     screen.print(
         f"free disk {report.human_bytes(_free(plan.layout.path.parent))}, "
         f"peak memory at most {report.human_bytes(plan.peak_memory)} with {plan.threads} threads"
@@ -293,7 +294,7 @@ def _show_result(plan: Plan, label: str | None, result: Result) -> None:
     screen = report.console()
     for path in result.paths:
         screen.print(f"wrote {path}", soft_wrap=True)
-    screen.print(_totals(plan, label), soft_wrap=True)
+    report.paragraph(_totals(plan, label))
     resumed = f", {result.resumed} tensors taken over from an earlier run" if result.resumed else ""
     rate = f", {plan.weights / max(result.seconds, 1e-9) / 1e6:,.0f} million weights per second" if plan.steps else ""
     screen.print(f"{report.human_seconds(result.seconds)}{rate}{resumed}")

@@ -58,7 +58,7 @@ def formats(as_json: options.Json = False) -> None:
     packed = [(str(it["name"]), _yes(it["read"]), _yes(it["write"]), str(it["description"])) for it in packings]
     report.print_table("", ("packing", "read", "write", "description"), packed)
     names = ", ".join(registries.architectures)
-    report.console().print(f"\narchitectures: {names}", soft_wrap=True)
+    report.paragraph(f"\narchitectures: {names}")
 
 
 def types(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = [
     "counted",
@@ -20,9 +21,11 @@ __all__ = [
     "human_seconds",
     "listed",
     "note",
+    "paragraph",
     "print_json",
     "print_table",
     "progress_bar",
+    "warning",
 ]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
@@ -104,23 +107,35 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console that neither wraps data when piped nor guesses highlights."""
-    target = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=False)
+    """Return a console that prints text as it is: without highlights, markup and emoji, and in pipes without breaks."""
+    target = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
     if not target.is_terminal:
         target.width = 200
     return target
 
 
+def paragraph(text: str) -> None:
+    """Print a sentence or a list on standard output: broken between words on a terminal, in one line elsewhere."""
+    _print_words(console(), Text(text))
+
+
 def note(text: str) -> None:
     """Print a remark on standard error."""
-    console(stderr=True).print(f"note: {text}", style="yellow", soft_wrap=True)
+    _print_words(console(stderr=True), Text(f"note: {text}", style="yellow"))
 
 
-def error(text: str) -> None:
-    """Print on standard error what went wrong, for commands that choose their exit code themselves."""
-    screen = console(stderr=True)
-    screen.print("error: ", style="bold red", end="")
-    screen.print(text, soft_wrap=True)
+def error(text: str, label: str = "error") -> None:
+    """Print on standard error what is wrong."""
+    _print_words(console(stderr=True), Text.assemble((f"{label}:", "bold red"), f" {text}"))
+
+
+def warning(text: str) -> None:
+    """Print on standard error what may be wrong."""
+    _print_words(console(stderr=True), Text.assemble(("warning:", "bold yellow"), f" {text}"))
+
+
+def _print_words(screen: Console, text: Text) -> None:
+    screen.print(text, soft_wrap=not screen.is_terminal)
 
 
 @contextmanager
@@ -137,7 +152,7 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
         yield lambda count: None
     elif screen.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[rate]}", style="progress.data.speed"),
@@ -162,7 +177,10 @@ def counter_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callabl
     """Yield a function to call with the name of each thing as it starts; for work that is counted in things, not bytes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # slow, and many commands show none
 
-    columns, screen = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()), console(stderr=True)
+    columns, screen = (
+        (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+        console(stderr=True),
+    )
     silent = quiet or not screen.is_terminal  # elsewhere rich would print an empty line
     with Progress(*columns, console=screen, transient=True, disable=silent) as progress:
         task = progress.add_task(label, total=total)

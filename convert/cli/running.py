@@ -33,12 +33,12 @@ def running_bar(label: str, total: int, quiet: bool = False) -> Iterator[Running
             yield silent
     elif screen.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[done]}/{task.total:.0f}", style="progress.download"),
             TaskProgressColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[result]}"),
+            TextColumn("{task.fields[result]}", markup=False),
         )
         with Progress(*columns, console=screen, transient=True) as progress:
             task = progress.add_task(label, total=total, result="", done=0)

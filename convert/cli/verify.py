@@ -51,7 +51,7 @@ def verify(
         )
     else:
         for problem in found.problems():
-            typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {problem}", err=True)
+            report.error(problem, "damaged")
         typer.echo("Download or convert it again.", err=True)
     if not found.ok:
         raise typer.Exit(1)
@@ -78,7 +78,7 @@ def _verify_folder(folder: Path, as_json: bool) -> None:
         report.print_json({"path": str(folder), "ok": not damaged, "files": found})
     elif damaged:
         for name in damaged:
-            typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {name} differs from {NAME}", err=True)
+            report.error(f"{name} differs from {NAME}", "damaged")
         typer.echo("Download it again.", err=True)
     else:
         report.console().print(

@@ -61,3 +61,31 @@ def test_tables_in_pipes_end_with_their_words(cli: Cli, example_model: Path) -> 
     lines = cli("inspect", example_model, "--tensors", "--metadata").out.splitlines()
     assert len(lines) > 100
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_names_are_neither_markup_nor_emoji(example_model: Path, tmp_path: Path) -> None:
+    terminal = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "120"}
+    name = "a[b]:smile:.gguf"
+    done = run(["hf-to-gguf", str(example_model), "-o", name, "--type", "q8_0"], tmp_path, terminal)
+    assert done.returncode == 0, done.stderr
+    assert name.encode() in done.stderr  # the bar's label
+    done = run(["metadata", "set", name, "general.name=:smile: [b]"], tmp_path, terminal)
+    assert b":smile: [b]" in done.stdout
+    assert b"missing[b].gguf: no such file" in run(["inspect", "missing[b].gguf"], tmp_path, terminal).stderr
+
+
+def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
+    red = b"\x1b[1;31m"
+    terminal = {**os.environ, "FORCE_COLOR": "1"}
+    assert red in run(["inspect", "absent"], tmp_path, terminal).stderr
+    assert b"31m" not in run(["inspect", "absent"], tmp_path, {**terminal, "NO_COLOR": "1"}).stderr
+    assert run(["inspect", "absent"], tmp_path).stderr == b"error: absent: no such file or folder.\n"
+
+
+def test_sentences_break_between_words_on_a_terminal(example_model: Path, tmp_path: Path) -> None:
+    narrow = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "40", "TERM": "dumb"}
+    words = ["hf-to-gguf", str(example_model), "-o", "x.gguf", "--type", "q9"]
+    lines = run(words, tmp_path, narrow).stderr.decode().splitlines()
+    assert len(lines) > 1
+    whole = run(words, tmp_path).stderr.decode().split()
+    assert whole[1:] == " ".join(lines).split()[1:]
