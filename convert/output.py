@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from ..errors import DiskFullError, OutputError, OutputExistsError
-from ..formats.base import Layout
+from ..formats.base import Layout, Part
 from ..formats.positional import PositionalFile
 from ..formats.whole_file import refuse_occupied
 from .flush import Flusher
@@ -114,6 +114,17 @@ def _allocated(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return getattr(status, "st_blocks", 0) * 512
+
+
+def _finish_part(part: Part, path: Path, descriptor: int, digests: Mapping[str, str]) -> None:
+    """Write what is written last, and wait for the disk."""
+    for offset, record in ((0, part.header(digests)), *part.records):
+        write_at(descriptor, memoryview(record), offset)
+    if part.finish is not None:
+        with closing(PositionalFile(path)) as written:
+            for offset, record in part.finish(written.read):
+                write_at(descriptor, memoryview(record), offset)
+    os.fsync(descriptor)
 
 
 class OutputFiles:
@@ -216,13 +227,7 @@ class OutputFiles:
         try:
             self._flusher.close()
             for part, path, descriptor in zip(parts, self._paths, self._descriptors, strict=True):
-                for offset, record in ((0, part.header(digests)), *part.records):
-                    write_at(descriptor, memoryview(record), offset)
-                if part.finish is not None:
-                    with closing(PositionalFile(path)) as written:
-                        for offset, record in part.finish(written.read):
-                            write_at(descriptor, memoryview(record), offset)
-                os.fsync(descriptor)
+                _finish_part(part, path, descriptor, digests)
         except OSError as error:
             self.discard()
             raise output_error(error, self.layout.path) from error
