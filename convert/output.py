@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from ..errors import DiskFullError, OutputError, OutputExistsError
+from ..errors import DiskFullError, OutputError
 from ..formats.base import Layout, Part
 from ..formats.positional import PositionalFile
-from ..formats.whole_file import refuse_occupied
+from ..formats.whole_file import refuse_occupied, refuse_source
 from .flush import Flusher
 from .folders import check_folder, put_in_place, sync_folder
 from .journal import Journal
@@ -85,8 +85,7 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
     if layout.folder is not None:
         check_folder(layout, layout.folder, sources, force)
     for part in layout.parts if layout.folder is None else ():
-        if any(source.exists() and part.path.exists() and part.path.samefile(source) for source in sources):
-            raise OutputExistsError("the output is the input itself", path=part.path, remedy="Choose another output.")
+        refuse_source(part.path, sources)
         refuse_occupied(part.path, force)
     taken = sum(map(_allocated, temporary_paths(layout)))
     free = shutil.disk_usage(folder).free

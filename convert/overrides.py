@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -84,10 +85,9 @@ def _single(kind: str, text: str) -> Field:
     """Return one value from its text."""
     found = _type(kind, [text])
     value: object = text
-    if found in _RANGES:
-        value = int(text)
-    elif found in _LARGEST:
-        value = float(text)
+    if found in _RANGES or found in _LARGEST:
+        with suppress(ValueError):  # the text itself is then what the type cannot hold
+            value = int(text) if found in _RANGES else float(text)
     elif found is ValueType.BOOL:
         value = {"true": True, "false": False}.get(text, text)
     return Field(found, _checked(found, value))

@@ -93,7 +93,7 @@ def imatrix(
     if output is None and (model is not None or not show_statistics):
         raise UsageError("--output is missing", remedy="Name a file with -o.")
     if output is not None:
-        refuse_existing(output, force)
+        refuse_existing(output, force, [*([] if model is None else [model]), *(text or ())])
     registries = load_plugins().registries()
     files = registries.open_context()
     with nullcontext() if output is None else sole_writer(output):

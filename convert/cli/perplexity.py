@@ -102,7 +102,7 @@ def perplexity(
         raise UsageError("llama.cpp's base has no strided mode", remedy="Use --save-base.")
     for path in (save_logits, save_base, figure):
         if path is not None:
-            refuse_existing(path, force)
+            refuse_existing(path, force, [model, *(text or ()), *([] if base is None else [base])])
     if figure is not None:
         check_figure(figure)
     texts = [read_text(path) for path in text or ()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qconv.errors import OutputExistsError
-from qconv.formats.whole_file import refuse_existing, whole_file
+from qconv.formats.whole_file import refuse_existing, refuse_foreign, whole_file
 
 
 def test_a_pipe_is_never_replaced(tmp_path: Path) -> None:
@@ -30,3 +30,13 @@ def test_a_link_that_leads_nowhere_is_there(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="the output exists"):
         refuse_existing(link, force=False)
     refuse_existing(link, force=True)
+
+
+def test_only_an_older_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    refuse_foreign(path, b"# recipe")
+    path.write_bytes(b"# recipe of yesterday")
+    refuse_foreign(path, b"# recipe")
+    path.write_bytes(b"GGUF")
+    with pytest.raises(OutputExistsError, match="another kind of file"):
+        refuse_foreign(path, b"# recipe")

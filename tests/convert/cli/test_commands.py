@@ -141,6 +141,26 @@ def test_the_current_folder_as_output(
     assert list(folder.iterdir()) == []
 
 
+def test_no_receipt_or_recipe_takes_the_place_of_a_model(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    before = converted.read_bytes()
+    text = Path(__file__).parents[2] / "helpers" / "prose.txt"
+    cut = ("--text", text, "-c", "64", "--chunks", "1")
+    for _ in range(2):
+        assert cli("validate", converted, converted, *cut, "--receipt", tmp_path / "receipt.json").code == 0
+    for words in (
+        ("validate", converted, converted, *cut, "--receipt", converted),
+        ("quantize", converted, tmp_path / "a.gguf", "--size", "4M", "--allow-requantize", "--recipe-out", converted),
+    ):
+        done = cli(*words)
+        assert done.code == 1
+        assert "it is another kind of file than the one to be written" in done.err
+        assert converted.read_bytes() == before
+    for command, option in (("imatrix", "-o"), ("perplexity", "--save-base")):
+        done = cli(command, converted, *cut, option, converted, "--force")
+        assert "the output is the input itself" in done.err
+        assert converted.read_bytes() == before
+
+
 def test_chosen_types_are_called_so(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.txt"
     done = cli("hf-to-gguf", example_model, "-o", tmp_path / "a.gguf", "--size", "4M", "--recipe-out", recipe)

@@ -119,7 +119,8 @@ def test_refusals_come_before_work(cli: Cli, example_model: Path, text: Path, tm
         (("--text", example_model / "model.safetensors"), "it is no text"),
         (("--text", text, "--figure", tmp_path / "a.png"), "needs --base"),
         (("--text", text, "--stride", 8, "--save-logits", tmp_path / "a"), "no strided mode"),
-        (("--text", text, "--save-base", text), "the output exists"),
+        (("--text", text, "--save-base", text), "the output is the input itself"),
+        (("--text", text, "--save-base", Path(__file__)), "the output exists"),
         (("--base", text), "no base of log-probabilities"),
     ):
         done = cli("perplexity", example_model, *words)
