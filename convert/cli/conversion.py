@@ -145,7 +145,14 @@ def _choose_types(
     from .running import running_bar
 
     bar = partial(running_bar, quiet=quiet)
-    chosen, found = fit_to_budget(model, output, target, settings, registries, importance, bar)
+    try:
+        chosen, found = fit_to_budget(model, output, target, settings, registries, importance, bar)
+    except KeyboardInterrupt:
+        if settings.budget is None or not settings.budget.texts:
+            raise
+        # what has been measured is kept
+        report.note("interrupted; run the same command again to continue")
+        raise typer.Exit(1) from None
     if found is not None:
         unit = "predicted divergence" if found.measured else "sum of relative errors"
         report.note(
