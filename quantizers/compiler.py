@@ -17,10 +17,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.core import typed_passes, untyped_passes
-from numba.core.compiler import CompilerBase
-from numba.core.compiler_machinery import PassManager
 
+from .compiler_passes import Pipeline, machine_code_of
 from .kernel import Part
 from .machine_code import MachineCode, Types
 from .simd import OPERATIONS
@@ -33,35 +31,6 @@ __all__ = ["compile_kernel"]
 _RUNTIME = {"memcpy", "memmove", "memset"}
 _DECLARED = re.compile(r'^declare .*?@"?([\w.$]+)"?\(', re.MULTILINE)
 
-
-_PASSES = (
-    untyped_passes.TranslateByteCode,
-    untyped_passes.FixupArgs,
-    untyped_passes.IRProcessing,
-    untyped_passes.RewriteSemanticConstants,
-    untyped_passes.InlineInlinables,
-    untyped_passes.DeadBranchPrune,
-    untyped_passes.ReconstructSSA,
-    typed_passes.NopythonTypeInference,
-    typed_passes.PreLowerStripPhis,
-    typed_passes.InlineOverloads,
-    typed_passes.IRLegalization,
-    typed_passes.NativeLowering,
-    typed_passes.NoPythonBackend,
-)
-
-
-class _Pipeline(CompilerBase):  # type: ignore[misc]  # numba ships no annotations
-    """The passes of numba that kernels need: half of its usual ones look for what kernels do not do."""
-
-    def define_pipelines(self) -> list[Any]:
-        manager = PassManager("kernel")
-        for step in _PASSES:
-            manager.add_pass(step, step.__name__)
-        manager.finalize()
-        return [manager]
-
-
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -69,7 +38,7 @@ _OPTIONS: dict[str, Any] = {
     "_nrt": False,  # numba's heap is not there where machine code is loaded without numba
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
-    "pipeline_class": _Pipeline,
+    "pipeline_class": Pipeline,
 }
 
 
@@ -86,10 +55,10 @@ def compile_kernel(function: Callable[..., None], kinds: Types) -> MachineCode:
     compiled = dispatcher.overloads[arguments]
     if compiled.signature.return_type != types.none:
         raise TypeError(f"kernel {function.__qualname__} returns {compiled.signature.return_type}")
-    foreign = {name for name in _DECLARED.findall(compiled.library.get_llvm_str()) if not name.startswith("llvm.")}
+    assembly, machine_code = machine_code_of(compiled.library)
+    foreign = {name for name in _DECLARED.findall(assembly) if not name.startswith("llvm.")}
     if foreign - _RUNTIME:
         raise TypeError(f"kernel {function.__qualname__} calls {', '.join(sorted(foreign - _RUNTIME))}")
-    _, _, (machine_code, _) = compiled.library.serialize_using_object_code()
     return MachineCode(compiled.fndesc.llvm_func_name, machine_code)
 
 

@@ -43,10 +43,10 @@ from .block_search import (
     reciprocal,
     row_energies,
     search_encoder,
-    search_minimum_and_scale,
     search_scale,
 )
-from .kernel import DecodeKernel, EncodeKernel, block_codec, inlined, kernel, scratch
+from .kernel import DecodeKernel, EncodeKernel, block_codec, inlined, kernel, scratch, scratch_int
+from .minimum_search import search_minimum_and_scale
 from .simd import LANES
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _encode_shifted(
 ) -> None:
     """Q4_1 (``levels`` 16) and Q5_1 (32)."""
     tile, weights, padded = scratch(_TILE), scratch(_TILE), scratch(_TILE)
-    scales, per_scale, minima = scratch(LANES), scratch(LANES), scratch(LANES)
+    per_scale, minima, halves = scratch(LANES), scratch(LANES), scratch_int(LANES)
     row_energies(rows, columns, energies)
     size = 20 if levels == 16 else 24
     top = float(levels - 1)
@@ -205,14 +205,14 @@ def _encode_shifted(
         else:
             least, scale = search_minimum_and_scale(tile, weights, False, _BLOCK, top, starts, refinements)
         v.store(minima, 0, least)
-        v.store(scales, 0, scale)
         v.store(per_scale, 0, reciprocal(scale))
+        v.store(halves, 0, v.floats_to_halves(scale) | v.floats_to_halves(least) << 16)
         for lane in range(count):
             start, place = (first + lane) * _BLOCK, (first + lane) * size
             lower = nearest_codes(rows, start, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
             upper = nearest_codes(rows, start + LANES, minima[lane], per_scale[lane], 0.0, 0, levels - 1)
-            v.store_short(out, place, v.float_to_half(scales[lane]))
-            v.store_short(out, place + 2, v.float_to_half(minima[lane]))
+            v.store_short(out, place, halves[lane])
+            v.store_short(out, place + 2, halves[lane] >> 16)
             if levels == 16:
                 _pack(out, place + 4, 0, lower, upper)
             else:

@@ -19,7 +19,8 @@ import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba import types
-from numba.extending import lower_builtin, models, register_model, type_callable
+from numba.core.typing.templates import AbstractTemplate, infer, infer_global
+from numba.extending import lower_builtin, models, register_model
 
 from .simd import LANES
 
@@ -89,6 +90,17 @@ def array_pointer(context: Any, builder: Any, array_type: Any, array: Any, index
     return builder.bitcast(builder.gep(data, [index]), target.as_pointer())
 
 
+def _teach_typing(function: Callable[..., object], typer: Callable[..., Any]) -> None:
+    """Teach numba the typing rule of a function. What is meant for the target itself is tried before the many rules that operators have."""
+    members = {
+        "key": function,
+        "generic": lambda self, arguments, keywords: typer(*arguments),
+        "metadata": {"target": "cpu"},
+    }
+    template = infer(type(f"{function.__name__}_typing", (AbstractTemplate,), members))
+    infer_global(function, types.Function(template))
+
+
 def operation(function: Callable[..., object], typer: Callable[..., Any], emit: Callable[..., Any]) -> None:
     """Teach numba a named operation.
 
@@ -98,7 +110,7 @@ def operation(function: Callable[..., object], typer: Callable[..., Any], emit: 
         emit: (context, builder, signature, LLVM arguments) to the LLVM result.
     """
     arity = len(inspect.signature(function).parameters)
-    type_callable(function)(lambda context: typer)
+    _teach_typing(function, typer)
     lower_builtin(function, *[types.Any] * arity)(emit)
 
 
@@ -206,7 +218,7 @@ def _register_operators() -> None:
     """Give numba the operators; once, when this module is imported."""
     for functions, typer, emit in _OPERATORS:
         for function in functions:
-            type_callable(function)(lambda context, typer=typer: typer)
+            _teach_typing(function, typer)
             for sides in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
                 lower_builtin(function, *sides)(emit)
     for function, kinds, emit in ((operator.neg, _NUMBERS, _negative), (operator.invert, _BITS, _inverted)):
@@ -214,7 +226,7 @@ def _register_operators() -> None:
         def typer(value: Any, kinds: Sequence[str] = kinds) -> Any:
             return value(value) if isinstance(value, Vector) and value.kind in kinds else None
 
-        type_callable(function)(lambda context, typer=typer: typer)
+        _teach_typing(function, typer)
         lower_builtin(function, Vector)(emit)
 
 

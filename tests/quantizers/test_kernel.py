@@ -103,6 +103,45 @@ def test_arguments_of_every_kind_arrive() -> None:
     assert out.tolist() == [-7, 0.25, 1, 5, 4, 3, 4, 6, 1.5]
 
 
+@kernel.merged
+def _grown(value: float, times: int) -> float:
+    total = 0.0
+    for step in range(times):
+        total += value * step
+    return total
+
+
+@kernel.merged
+def _grown_both_ways(value: float, times: int) -> float:
+    if value < 0:
+        return -_grown(-value, times)
+    return _grown(value, times) + _grown(value, 1)
+
+
+@kernel.inlined
+def _doubled(value: float) -> float:
+    return value + value
+
+
+@kernel.subroutine
+def _doubled_and_grown(value: float, times: int) -> float:
+    return _grown_both_ways(_doubled(value), times)
+
+
+@kernel.kernel
+def _call_parts(values: np.ndarray, out: np.ndarray) -> None:
+    for place in range(values.size):
+        out[place, 0] = _grown_both_ways(values[place], 4)
+        out[place, 1] = _grown_both_ways(values[place], 2 + place)
+        out[place, 2] = _doubled_and_grown(values[place], 3)
+
+
+def test_parts_of_every_kind_may_call_each_other_more_than_once() -> None:
+    out = np.empty((3, 3), np.float64)
+    _call_parts(np.array([1.0, -2.0, 0.5], np.float64), out)
+    assert out.tolist() == [[6, 1, 6], [-12, -6, -12], [3, 3, 3]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"), [((np.zeros((4, 4))[:, 1],), "C-contiguous"), (("text",), "str"), (([1],), "list")]
 )

@@ -17,7 +17,7 @@ from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
 from qconv.runtime.network import Network, load_network
 
-EXACT = 2e-5
+EXACT = 1e-4  # of float32's rounding, 2.6e-5 were seen in Gemma 3n; what is in the wrong place is wrong by percents
 
 
 def apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
