@@ -26,7 +26,7 @@
         └── DuplicateNameError        two plugins register one name                     (ValueError)
 
 Every message says what is wrong, where (``path``, ``tensor``, ``offset``) and what to do about it (``remedy``).
-The command line prints :func:`describe` of any of these and exits with 1 (``UsageError``: 2).
+The command line prints :func:`describe` of any of these and exits with 1 (``UsageError`` and ``UnknownTypeError``: 2).
 """
 
 from __future__ import annotations

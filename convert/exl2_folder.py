@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .. import __version__
-from ..errors import EncodingError, FormatError
+from ..errors import FormatError, UsageError
 from ..formats.base import Layout, Model, Tensor
 from ..formats.huggingface.out.writer import BELONGINGS
 from ..formats.whole_file import whole_file
@@ -106,10 +106,10 @@ def work_folder(output: Path) -> Path:
 
 
 def check_request(output: Path, request: Exl2Request, sources: tuple[Path, ...]) -> Exl2Option:
-    """Return the option of the output matrix; raises EncodingError or OutputExistsError before any work is done."""
+    """Return the option of the output matrix; raises UsageError or OutputExistsError before any work is done."""
     options = head_options()
     if request.head_bits not in options:
-        raise EncodingError(f"--head-bits is one of {', '.join(map(str, options))}, not {request.head_bits}")
+        raise UsageError(f"--head-bits is one of {', '.join(map(str, options))}, not {request.head_bits}")
     check_folder(Layout((), output, BELONGINGS), output, sources, request.force)
     return options[request.head_bits]
 

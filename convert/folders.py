@@ -30,6 +30,12 @@ def check_folder(layout: Layout, folder: Path, sources: Sequence[Path], force: b
             f"the output is a folder, and this is {kind}", path=folder, remedy="Choose another output."
         )
     whole = folder.resolve()
+    if whole == Path.cwd():  # the folder is replaced, and the shell would be left in the old one
+        raise OutputExistsError(
+            "the output is the folder that you are in",
+            path=folder,
+            remedy="Choose another output, or leave the folder.",
+        )
     if any(source.exists() and source.resolve().is_relative_to(whole) for source in sources):
         raise OutputExistsError("the output is the input itself", path=folder, remedy="Choose another output.")
     found = sorted(folder.iterdir())

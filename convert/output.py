@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from ..errors import DiskFullError, OutputError, OutputExistsError
-from ..formats.base import Layout
+from ..errors import DiskFullError, OutputError
+from ..formats.base import Layout, Part
 from ..formats.positional import PositionalFile
+from ..formats.whole_file import refuse_occupied, refuse_source
 from .flush import Flusher
 from .folders import check_folder, put_in_place, sync_folder
 from .journal import Journal
@@ -84,16 +85,8 @@ def check_output(layout: Layout, sources: Sequence[Path], force: bool) -> None:
     if layout.folder is not None:
         check_folder(layout, layout.folder, sources, force)
     for part in layout.parts if layout.folder is None else ():
-        if not part.path.exists():
-            continue
-        if any(source.exists() and part.path.samefile(source) for source in sources):
-            raise OutputExistsError("the output is the input itself", path=part.path, remedy="Choose another output.")
-        if part.path.is_dir():
-            raise OutputExistsError("the output is a folder", path=part.path, remedy="Name a file in it.")
-        if not force:
-            raise OutputExistsError(
-                "the output exists", path=part.path, remedy="Use --force to replace it, or choose another output."
-            )
+        refuse_source(part.path, sources)
+        refuse_occupied(part.path, force)
     taken = sum(map(_allocated, temporary_paths(layout)))
     free = shutil.disk_usage(folder).free
     if layout.size > free + taken:
@@ -120,6 +113,17 @@ def _allocated(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return getattr(status, "st_blocks", 0) * 512
+
+
+def _finish_part(part: Part, path: Path, descriptor: int, digests: Mapping[str, str]) -> None:
+    """Write what is written last, and wait for the disk."""
+    for offset, record in ((0, part.header(digests)), *part.records):
+        write_at(descriptor, memoryview(record), offset)
+    if part.finish is not None:
+        with closing(PositionalFile(path)) as written:
+            for offset, record in part.finish(written.read):
+                write_at(descriptor, memoryview(record), offset)
+    os.fsync(descriptor)
 
 
 class OutputFiles:
@@ -222,13 +226,7 @@ class OutputFiles:
         try:
             self._flusher.close()
             for part, path, descriptor in zip(parts, self._paths, self._descriptors, strict=True):
-                for offset, record in ((0, part.header(digests)), *part.records):
-                    write_at(descriptor, memoryview(record), offset)
-                if part.finish is not None:
-                    with closing(PositionalFile(path)) as written:
-                        for offset, record in part.finish(written.read):
-                            write_at(descriptor, memoryview(record), offset)
-                os.fsync(descriptor)
+                _finish_part(part, path, descriptor, digests)
         except OSError as error:
             self.discard()
             raise output_error(error, self.layout.path) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -52,8 +53,12 @@ def type_name(field: Field) -> str:
     >>> type_name(strings(["a", "b"]))
     'str[]'
     """
-    names = {kind: name for name, kind in TYPES.items() if name != "float"}
-    return names[field.type] if field.element is None else f"{names[field.element]}[]"
+    return _name(field.type) if field.element is None else f"{_name(field.element)}[]"
+
+
+def _name(kind: ValueType) -> str:
+    """Return the first name of a type, which is not llama.cpp's."""
+    return next(name for name, each in TYPES.items() if each is kind)
 
 
 def parse_override(text: str, option: str = "--override-kv ") -> tuple[str, Field]:
@@ -80,12 +85,11 @@ def _single(kind: str, text: str) -> Field:
     """Return one value from its text."""
     found = _type(kind, [text])
     value: object = text
-    if found in _RANGES:
-        value = int(text)
-    elif found in _LARGEST:
-        value = float(text)
+    if found in _RANGES or found in _LARGEST:
+        with suppress(ValueError):  # the text itself is then what the type cannot hold
+            value = int(text) if found in _RANGES else float(text)
     elif found is ValueType.BOOL:
-        value = {"true": True, "false": False}.get(text)
+        value = {"true": True, "false": False}.get(text, text)
     return Field(found, _checked(found, value))
 
 
@@ -134,4 +138,4 @@ def _checked(kind: ValueType, value: object) -> Scalar:
         and abs(value) <= _LARGEST[kind]
     ):
         return float(value)
-    raise ValueError(f"{kind.name} cannot hold {value!r}")
+    raise ValueError(f"{_name(kind)} cannot hold {value!r}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import __version__
 from ..errors import UsageError
@@ -31,6 +31,10 @@ from .plan import Plan
 from .prune import prune_layers
 from .quantized_folder import in_float16, plan_folder
 from .settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["PACKINGS", "PackedPlan", "PackedRequest", "plan_packed", "run_packed"]
 
@@ -114,24 +118,13 @@ def plan_packed(
         metadata=MappingProxyType({**model.metadata, **settings.overrides}),
     )
     rounders = Rounders(rounding, inputs, settings.threads)
-    folds: tuple[Fold, ...] = ()
-    find: Callable[[PackedLinear], int | None] = lambda linear: None
-    scales = None
+    scaling = None
     if request.packing == "awq" and request.scaling and inputs is not None:
-        network = load_network(model, registries.architectures.values())
-        before = packed_subject(model, context)
-        names = {name for linear in before.linears.values() for name in linear.canonical}
-        folds = find_folds(network, names, inputs.met)
-        scales = Scales(folds, rounders)
-        model = replace(model, tensors=MappingProxyType(scale_tensors(model.tensors, folds, scales)))
-        find = _finder(folds)
+        scaling = _find_scaling(model, registries, inputs, rounders)
+        model = replace(model, tensors=MappingProxyType(scale_tensors(model.tensors, scaling.folds, scaling.scales)))
     subject = packed_subject(model, context)
     check_sizes(subject, rounding.grid)
-
-    def scales_of(linear: PackedLinear) -> Any:
-        number = find(linear)
-        return None if number is None or scales is None else scales(number)
-
+    scales_of = _unscaled if scaling is None else scaling.scales_of
     matrices = Matrices(rounders, settings.threads, registries.encodings, scales_of)
     tensors: list[Tensor] = []
     for name, tensor in subject.prepared.tensors.items():
@@ -139,7 +132,7 @@ def plan_packed(
         tensors += [in_float16(tensor, registries.encodings["F16"])] if linear is None else matrices.tensors(linear)
     linears = tuple(subject.linears.values())
     measured = frozenset(it.name for it in linears if matrices.key(it) is not None)
-    scaled = frozenset(it.name for it in linears if find(it) is not None)
+    scaled = frozenset(it.name for it in linears if scaling is not None and scaling.fold_of(it) is not None)
     files = () if settings.calibration is None else (settings.calibration,)
     prepared = replace(
         subject.prepared,
@@ -197,12 +190,42 @@ def _rounding(request: PackedRequest, settings: Settings) -> Rounding:
     return Rounding(request.packing, grid, feedback, settings.damping, order)
 
 
-def _finder(folds: tuple[Fold, ...]) -> Callable[[PackedLinear], int | None]:
-    """Return what finds the fold that scales a layer's inputs."""
-    places: Mapping[tuple[str, int], int] = {
-        (matrix.name, matrix.first): number for number, fold in enumerate(folds) for matrix in fold.packed
-    }
-    return lambda linear: places.get((linear.canonical[0], (linear.expert or 0) * linear.outputs))
+@dataclass(frozen=True)
+class _Scaling:
+    """How AWQ scales inputs.
+
+    Attributes:
+        folds: the places where inputs are scaled.
+        scales: the vectors by which they are.
+        places: number of the fold before a matrix, by its canonical name and first row.
+    """
+
+    folds: tuple[Fold, ...]
+    scales: Scales
+    places: Mapping[tuple[str, int], int]
+
+    def fold_of(self, linear: PackedLinear) -> int | None:
+        """Return the number of the fold that scales a layer's inputs, None where they are not scaled."""
+        return self.places.get((linear.canonical[0], (linear.expert or 0) * linear.outputs))
+
+    def scales_of(self, linear: PackedLinear) -> NDArray[np.float32] | None:
+        """Return float32 (inputs,): the scales of a layer's inputs, None where they are not scaled."""
+        number = self.fold_of(linear)
+        return None if number is None else self.scales(number)
+
+
+def _unscaled(linear: PackedLinear) -> None:
+    """Return the scales of a layer whose inputs are left alone."""
+
+
+def _find_scaling(model: Model, registries: Registries, inputs: Inputs, rounders: Rounders) -> _Scaling:
+    """Return where the inputs of a model's packed matrices can be scaled; scales are found when they are asked for."""
+    network = load_network(model, registries.architectures.values())
+    subject = packed_subject(model, registries.open_context())
+    names = {name for linear in subject.linears.values() for name in linear.canonical}
+    folds = find_folds(network, names, inputs.met)
+    places = {(matrix.name, matrix.first): number for number, fold in enumerate(folds) for matrix in fold.packed}
+    return _Scaling(folds, Scales(folds, rounders), places)
 
 
 def _quantization(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .. import __version__
 from ..errors import EncodingError, OutputError, UsageError
@@ -180,35 +180,13 @@ def make_plan(
     if target.mixtures:
         found = find_recipe(asked, encodings)
         recipe, file_type = found.name, found.file_type
-    entries = frozenset(importance.entries) if importance is not None else frozenset()
-    request = RecipeRequest(
-        type=recipe,
-        compat=settings.compat,
-        tensor_rules=settings.tensor_rules,
-        output_tensor_type=settings.output_tensor_type,
-        token_embedding_type=settings.token_embedding_type,
-        leave_output_tensor=settings.leave_output_tensor,
-        pure=settings.pure,
-        allow_requantize=settings.allow_requantize,
-        importance=entries,
-        no_fallback=settings.no_fallback,
-        unquantized="F32" if float_source else "keep",
-        keep_order=settings.keep_split,
-    )
+    request = _request(recipe, settings, importance, "F32" if float_source else "keep")
     in_order = settings.keep_split or not target.mixtures
     names = list(model.tensors) if in_order else visiting_order(model.tensors)
     ordered = [model.tensors[name] for name in names]
     infos = [TensorInfo(tensor.name, tensor.shape, tensor.encoding.name) for tensor in ordered]
     choices = choose_encodings(model, infos, target, request, encodings)
-    changed = [
-        tensor.name for tensor, choice in zip(ordered, choices, strict=True) if choice.encoding != tensor.encoding.name
-    ]
-    tensors = fold_scales(model.tensors, changed)
-    steps = tuple(
-        _step(tensors[tensor.name], choice, encodings, importance)
-        for tensor, choice in zip(ordered, choices, strict=True)
-        if tensor.name in tensors
-    )
+    steps = _steps(model.tensors, choices, encodings, importance)
     metadata = _metadata(model, file_type, steps, settings, importance)
     write = replace(settings.write, documents=model.documents)
     if settings.keep_split:
@@ -227,6 +205,40 @@ def make_plan(
         allow_nonfinite=settings.allow_nonfinite,
         notes=(*model.notes, *stand_in_notes(choices, target), *unused),
         lay_out=lay_out,
+    )
+
+
+def _request(
+    recipe: str, settings: Settings, importance: ImportanceMatrix | None, unquantized: Literal["F32", "keep"]
+) -> RecipeRequest:
+    """Return what the rules that choose types are asked."""
+    return RecipeRequest(
+        type=recipe,
+        compat=settings.compat,
+        tensor_rules=settings.tensor_rules,
+        output_tensor_type=settings.output_tensor_type,
+        token_embedding_type=settings.token_embedding_type,
+        leave_output_tensor=settings.leave_output_tensor,
+        pure=settings.pure,
+        allow_requantize=settings.allow_requantize,
+        importance=frozenset() if importance is None else frozenset(importance.entries),
+        no_fallback=settings.no_fallback,
+        unquantized=unquantized,
+        keep_order=settings.keep_split,
+    )
+
+
+def _steps(
+    tensors: Mapping[str, Tensor],
+    choices: Sequence[Choice],
+    encodings: Mapping[str, Encoding],
+    importance: ImportanceMatrix | None,
+) -> tuple[Step, ...]:
+    """Return a step per choice; a tensor that gets another encoding takes its scale in, which then needs no step."""
+    changed = [choice.name for choice in choices if choice.encoding != tensors[choice.name].encoding.name]
+    folded = fold_scales(tensors, changed)
+    return tuple(
+        _step(folded[choice.name], choice, encodings, importance) for choice in choices if choice.name in folded
     )
 
 

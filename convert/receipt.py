@@ -38,12 +38,22 @@ from numpy.typing import NDArray
 from ..formats.base import Layout, Model, Tensor
 from ..formats.metadata import Field, ValueType, boolean, string, strings, uint32
 from ..formats.positional import PositionalFile
-from ..formats.whole_file import whole_file
+from ..formats.whole_file import refuse_foreign, whole_file
 from .output import OutputFiles
 from .plan import Plan
 from .validate import Receipt
 
-__all__ = ["PREFIX", "blank_fields", "fill_layout", "receipt_path", "unsealed_model", "write_receipt"]
+__all__ = [
+    "PREFIX",
+    "blank_fields",
+    "check_receipt_path",
+    "fill_layout",
+    "receipt_path",
+    "unsealed_model",
+    "write_receipt",
+]
+
+_START: Final = b'{\n  "version"'  # of a receipt's file
 
 PREFIX: Final = "qconv.receipt."
 _BLANK = "0" * 64
@@ -53,6 +63,11 @@ _UNMEASURED = -1.0  # NaN is no JSON
 def receipt_path(result: Path) -> Path:
     """Return the name of the JSON file beside a result."""
     return result.with_name(result.name + ".receipt.json")
+
+
+def check_receipt_path(path: Path) -> None:
+    """Raise OutputExistsError where ``path`` is anything but an older receipt, OutputError where its folder does not exist."""
+    refuse_foreign(path, _START)
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ModelError, UsageError
 from ..quantizers.base import Encoding
 from ..quantizers.catalog import BUILT_IN
+from .cache_places import Places
 from .configuration import Configuration
 from .workers import Workers
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-    State = tuple[Floats, ...]
 
 __all__ = ["CACHE_TYPES", "BlockCache", "Cache", "FloatCache", "make_cache"]
 
@@ -32,21 +32,18 @@ _TASK_NUMBERS = 1 << 17  # that one thread encodes or decodes at a time: some te
 class Cache(Protocol):
     """Holds keys (after rotation) and values per block and sequence, or what blocks with a memory of fixed size remember.
 
-    A pass calls :meth:`extend`, or :meth:`recall` and :meth:`remember`, in every block, then :meth:`advance` once.
+    A pass calls :meth:`extend`, or ``recall`` and ``remember`` of :attr:`places`, in every block, then ``places.advance`` once.
     """
 
-    def length(self, sequence: int) -> int:
-        """Return how many positions of a sequence are held."""
-        ...
-
-    def capacity(self, sequence: int) -> int:
-        """Return how many positions of a sequence can be held."""
+    @property
+    def places(self) -> Places:
+        """How many positions are held, and what blocks remember."""
         ...
 
     def extend(
         self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
     ) -> tuple[Floats, Floats]:
-        """Hold keys and values, float32 (kv heads, n, size), behind the :meth:`length` positions; return those of all positions.
+        """Hold keys and values, float32 (kv heads, n, size), behind the positions that are held; return those of all positions.
 
         What is returned may change with the next call for this sequence. ``workers`` share what is to be computed.
         """
@@ -54,22 +51,6 @@ class Cache(Protocol):
 
     def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
         """Return the keys and values of all positions of a layer once more, the ``count`` that it was given in this pass included."""
-        ...
-
-    def recall(self, layer: int, sequence: int) -> State | None:
-        """Return what a block remembers of the :meth:`length` positions, not to be written to; None at the beginning."""
-        ...
-
-    def remember(self, layer: int, sequence: int, state: State) -> None:
-        """Hold what a block remembers behind the new positions; it counts from :meth:`advance` on."""
-        ...
-
-    def advance(self, sequence: int, count: int) -> None:
-        """Count the positions that every block has by now been given."""
-        ...
-
-    def truncate(self, sequence: int, length: int) -> int:
-        """Forget the positions of a sequence from ``length`` on, and return how many are left: fewer where blocks remember all positions in one."""
         ...
 
 
@@ -86,21 +67,13 @@ class FloatCache:
             [tuple(np.empty((heads, capacity, width), np.float32) for width in widths) for capacity in capacities]
             for heads, widths in map(_shape, repeat(configuration), range(configuration.layers))
         ]
-        self._places = _Places(capacities)
-
-    def length(self, sequence: int) -> int:
-        """Return how many positions of a sequence are held."""
-        return self._places.lengths[sequence]
-
-    def capacity(self, sequence: int) -> int:
-        """Return how many positions of a sequence can be held."""
-        return self._places.capacities[sequence]
+        self.places = Places(capacities)
 
     def extend(
         self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
     ) -> tuple[Floats, Floats]:
         """Hold keys and values, float32 (kv heads, n, size); return views of all; raises UsageError where they do not fit."""
-        start, stop = self._places.next(sequence, keys.shape[1])
+        start, stop = self.places.next(sequence, keys.shape[1])
         held_keys, held_values = self._held[layer][sequence]
         held_keys[:, start:stop], held_values[:, start:stop] = keys, values
         return held_keys[:, :stop], held_values[:, :stop]
@@ -108,24 +81,8 @@ class FloatCache:
     def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
         """Return views of the keys and values of a layer, those of the ``count`` newest positions included."""
         held_keys, held_values = self._held[layer][sequence]
-        stop = self._places.lengths[sequence] + count
+        stop = self.places.lengths[sequence] + count
         return held_keys[:, :stop], held_values[:, :stop]
-
-    def recall(self, layer: int, sequence: int) -> State | None:
-        """Return what a block remembers, None at the beginning."""
-        return self._places.states[sequence].get(layer)
-
-    def remember(self, layer: int, sequence: int, state: State) -> None:
-        """Hold what a block remembers behind the new positions."""
-        self._places.coming[sequence][layer] = state
-
-    def advance(self, sequence: int, count: int) -> None:
-        """Count the positions that every block has by now been given."""
-        self._places.advance(sequence, count)
-
-    def truncate(self, sequence: int, length: int) -> int:
-        """Forget the positions of a sequence from ``length`` on; return how many are left."""
-        return self._places.truncate(sequence, length)
 
 
 class BlockCache:
@@ -160,16 +117,8 @@ class BlockCache:
         self._shapes = shapes
         largest = [max(heads * widths[part] for heads, widths in shapes) for part in range(2)]
         self._seen = [tuple(np.empty(size * capacity, np.float32) for size in largest) for capacity in capacities]
-        self._places = _Places(capacities)
+        self.places = Places(capacities)
         self._encoding = encoding
-
-    def length(self, sequence: int) -> int:
-        """Return how many positions of a sequence are held."""
-        return self._places.lengths[sequence]
-
-    def capacity(self, sequence: int) -> int:
-        """Return how many positions of a sequence can be held."""
-        return self._places.capacities[sequence]
 
     def extend(
         self, layer: int, sequence: int, keys: Floats, values: Floats, workers: Workers | None = None
@@ -178,12 +127,12 @@ class BlockCache:
 
         Raises UsageError where they do not fit, ModelError where they are not finite or beyond what a block can hold.
         """
-        start, stop = self._places.next(sequence, keys.shape[1])
+        start, stop = self.places.next(sequence, keys.shape[1])
         return self._take(layer, sequence, keys, values, start, stop, workers)
 
     def again(self, layer: int, sequence: int, count: int, workers: Workers | None = None) -> tuple[Floats, Floats]:
         """Return the keys and values of a layer, decoded once more, until the next call for this sequence."""
-        stop = self._places.lengths[sequence] + count
+        stop = self.places.lengths[sequence] + count
         heads, widths = self._shapes[layer]
         none = [np.empty((heads, 0, width), np.float32) for width in widths]
         return self._take(layer, sequence, none[0], none[1], stop, stop, workers)
@@ -228,7 +177,7 @@ class BlockCache:
 
     def _decoded(self, layer: int, sequence: int) -> tuple[Floats, Floats]:
         """Return the memory for decoded keys and values, float32 (kv heads, capacity, size), which all layers use in turn."""
-        (heads, widths), capacity = self._shapes[layer], self._places.capacities[sequence]
+        (heads, widths), capacity = self._shapes[layer], self.places.capacities[sequence]
         keys, values = (
             whole[: heads * capacity * width].reshape(heads, capacity, width)
             for whole, width in zip(self._seen[sequence], widths, strict=True)
@@ -250,22 +199,6 @@ class BlockCache:
                 remedy="With --cache-type f32 an error names the place if a weight is damaged.",
             )
 
-    def recall(self, layer: int, sequence: int) -> State | None:
-        """Return what a block remembers, None at the beginning."""
-        return self._places.states[sequence].get(layer)
-
-    def remember(self, layer: int, sequence: int, state: State) -> None:
-        """Hold what a block remembers behind the new positions."""
-        self._places.coming[sequence][layer] = state
-
-    def advance(self, sequence: int, count: int) -> None:
-        """Count the positions that every block has by now been given."""
-        self._places.advance(sequence, count)
-
-    def truncate(self, sequence: int, length: int) -> int:
-        """Forget the positions of a sequence from ``length`` on; return how many are left."""
-        return self._places.truncate(sequence, length)
-
 
 def _shape(configuration: Configuration, layer: int) -> tuple[int, tuple[int, int]]:
     """Return the heads of a layer's keys and values, and the dimensions of either; no heads where it reads those of another layer."""
@@ -285,41 +218,3 @@ def make_cache(configuration: Configuration, capacities: Sequence[int], kind: st
     if kind == "F32":
         return FloatCache(configuration, capacities)
     return BlockCache(configuration, capacities, next(item for item in BUILT_IN if item.name == kind))
-
-
-class _Places:
-    """How many positions of each sequence a cache holds and can hold, and what blocks remember of them, by block.
-
-    What blocks remember behind a pass that was interrupted is no use to any other: it is ``coming`` until the pass is done.
-    """
-
-    def __init__(self, capacities: Sequence[int]) -> None:
-        self.capacities = tuple(capacities)
-        self.lengths = [0 for _ in capacities]
-        self.states: list[dict[int, State]] = [{} for _ in capacities]
-        self.coming: list[dict[int, State]] = [{} for _ in capacities]
-
-    def next(self, sequence: int, count: int) -> tuple[int, int]:
-        """Return the first of ``count`` new positions and the one behind the last; raises UsageError where they do not fit."""
-        start = self.lengths[sequence]
-        if start + count > self.capacities[sequence]:
-            raise UsageError(
-                f"{start + count} positions do not fit a key-value cache of {self.capacities[sequence]}",
-                remedy="Make the context larger, or the text shorter.",
-            )
-        return start, start + count
-
-    def advance(self, sequence: int, count: int) -> None:
-        self.lengths[sequence] += count
-        self.states[sequence] |= self.coming[sequence]
-        self.coming[sequence] = {}
-
-    def truncate(self, sequence: int, length: int) -> int:
-        """Shorten a sequence to ``length``, or to nothing where blocks remember more; raises UsageError where that is not shorter."""
-        if not 0 <= length <= self.lengths[sequence]:
-            raise UsageError(f"{self.lengths[sequence]} positions cannot be cut to {length}")
-        self.coming[sequence] = {}
-        if self.states[sequence] and length < self.lengths[sequence]:
-            self.states[sequence], length = {}, 0
-        self.lengths[sequence] = length
-        return length

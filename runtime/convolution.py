@@ -44,7 +44,7 @@ def start_states(
     """
     found = []
     for number in range(len(run.spans)):
-        known = None if run.cache is None else run.cache.recall(index, number)
+        known = None if run.cache is None else run.cache.places.recall(index, number)
         if known is None:
             found.append((np.zeros(memory, np.float32), np.zeros((length - 1, channels), np.float32)))
         else:
@@ -56,7 +56,7 @@ def keep_states(run: Run, index: int, states: list[tuple[Floats, Floats]], input
     """Hold in the cache, where there is one, what block ``index`` knows behind ``inputs`` (rows, channels) of its convolution."""
     if run.cache is not None:
         for number, (span, (memory, earlier)) in enumerate(zip(run.spans, states, strict=True)):
-            run.cache.remember(index, number, (memory, _last_inputs(inputs[span.start : span.stop], earlier)))
+            run.cache.places.remember(index, number, (memory, _last_inputs(inputs[span.start : span.stop], earlier)))
 
 
 def _last_inputs(inputs: Floats, earlier: Floats) -> Floats:

@@ -7,12 +7,14 @@ memory itself is touched once per chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .state_space import decays
 
-__all__ = ["run_delta_rule"]
+__all__ = ["run_delta_rule", "run_in_chunks"]
 
 Floats = NDArray[np.float32]
 
@@ -33,10 +35,27 @@ def run_delta_rule(
         memory: float32 (heads, key size, value size).
         chunk: positions that are taken together.
     """
+    return run_in_chunks(_run_chunk, chunk, memory, queries, keys, values, decay, rates)
+
+
+def run_in_chunks(
+    run_chunk: Callable[[Floats, Floats, Floats, Floats, Floats, Floats], Floats],
+    chunk: int,
+    memory: Floats,
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    decay: Floats,
+    rates: Floats,
+) -> Floats:
+    """Return float32 (heads, n, value size): what ``run_chunk`` finds for ``chunk`` positions at a time, carrying ``memory`` along.
+
+    It is given what the rule is given of these positions, rates as (heads, positions, 1), and the memory, which it changes.
+    """
     out = np.empty(values.shape, np.float32)
     for start in range(0, values.shape[1], chunk):
         part = slice(start, start + chunk)
-        out[:, part] = _run_chunk(
+        out[:, part] = run_chunk(
             queries[:, part], keys[:, part], values[:, part], decay[:, part], rates[:, part, None], memory
         )
     return out

@@ -103,7 +103,7 @@ def forward(
             hidden = join_streams(network.configuration, hidden)
         if cache is not None:
             for number, ids in enumerate(tokens):
-                cache.advance(number, len(ids))
+                cache.places.advance(number, len(ids))
         for found in yield_logits(network, pool, hidden, rows, run.hooks, block_bytes):
             check_finite(network, found.logits, found.sequences, found.positions, "the output")
             run.passed(len(found.logits) / len(rows))
@@ -119,7 +119,7 @@ def start_run(
     cache: Cache | None = None,
 ) -> Run:
     """Return what all blocks of a pass over sequences of these ``lengths`` share; the other arguments are those of :func:`forward`."""
-    offsets = [0 if cache is None else cache.length(number) for number in range(len(lengths))]
+    offsets = [0 if cache is None else cache.places.lengths[number] for number in range(len(lengths))]
     positions = [offset + np.arange(length) for offset, length in zip(offsets, lengths, strict=True)]
     owners = [np.full(length, number) for number, length in enumerate(lengths)]
     hooks = Hooks(collector, trace, np.concatenate(owners), np.concatenate(positions))
@@ -195,7 +195,7 @@ def _spans(network: Network, positions: Sequence[NDArray[np.intp]], cache: Cache
     known: dict[tuple[int, int, int], tuple[NDArray[np.complex64] | None, NDArray[np.complex64] | None]] = {}
     spans, start = [], 0
     for number, own in enumerate(positions):
-        length = int(own[-1]) + 1 if cache is None else cache.capacity(number)
+        length = int(own[-1]) + 1 if cache is None else cache.places.capacities[number]
         key = (int(own[0]), len(own), length)
         if key not in known:
             full = _table(configuration.rope, own, _divisors(network, length))

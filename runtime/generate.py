@@ -43,7 +43,7 @@ class Reader:
 
     def __init__(self, network: Network, cache: Cache, threads: int | None = None) -> None:
         self.network = network
-        self.context = cache.capacity(0)
+        self.context = cache.places.capacities[0]
         self._cache = cache
         self._workers = Workers(threads)
         self._tokens: list[int] = []
@@ -66,7 +66,7 @@ class Reader:
                 f"the text has {len(text)} tokens, but the context holds {self.context}",
                 remedy="Make it longer with --context, or the text shorter.",
             )
-        known = self._cache.truncate(0, min(common_length(self._tokens, text), len(text) - 1))
+        known = self._cache.places.truncate(0, min(common_length(self._tokens, text), len(text) - 1))
         del self._tokens[known:]
         logits: Floats = np.empty(0, np.float32)
         for start in range(known, len(text), _BATCH):

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ..errors import MissingFileError, ModelError
+from ..errors import FormatError, MissingFileError, ModelError
 from ..formats.base import Model, Tensor
 from ..formats.getters import get_string
 from ..formats.metadata import Field, ValueType
@@ -82,10 +82,17 @@ class Text:
 
 
 def read_text(path: Path) -> Text:
-    """Read a text to the letter; bytes that are no UTF-8 become lone surrogates. Raises MissingFileError."""
-    if not path.is_file():
+    """Read a text to the letter; bytes that are no UTF-8 become lone surrogates.
+
+    Raises MissingFileError, and FormatError for a folder or for what has a zero byte, which no text has.
+    """
+    if not path.exists():
         raise MissingFileError("there is no such text file", path=path)
+    if path.is_dir():
+        raise FormatError("it is a folder, not a text file", path=path)
     raw = path.read_bytes()
+    if b"\0" in raw:
+        raise FormatError("it is no text", path=path, offset=raw.index(b"\0"), remedy="Name a file of plain text.")
     return Text(path.name, hashlib.sha256(raw).hexdigest(), raw.decode("utf-8", "surrogateescape"))
 
 

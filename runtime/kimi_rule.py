@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .delta_rule import run_in_chunks
+
 __all__ = ["run_kimi_rule"]
 
 Floats = NDArray[np.float32]
@@ -31,13 +33,7 @@ def run_kimi_rule(
         memory: float32 (heads, key size, value size).
         chunk: positions that are taken together.
     """
-    out = np.empty(values.shape, np.float32)
-    for start in range(0, values.shape[1], chunk):
-        part = slice(start, start + chunk)
-        out[:, part] = _run_chunk(
-            queries[:, part], keys[:, part], values[:, part], decay[:, part], rates[:, part, None], memory
-        )
-    return out
+    return run_in_chunks(_run_chunk, chunk, memory, queries, keys, values, decay, rates)
 
 
 def _run_chunk(queries: Floats, keys: Floats, values: Floats, decay: Floats, rates: Floats, memory: Floats) -> Floats:

@@ -18,8 +18,7 @@ from .layers import LatentAttention
 from .norms import norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
-from .run import Run, query_tasks
-from .temperature import query_temperature
+from .run import Run, query_tasks, query_temperature
 from .weights import Linear, product, products
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -59,36 +60,16 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
             remedy="Convert and quantize it as any other; measure it with a program that runs such models, llama.cpp for one.",
         )
     values, layered = _hyper_parameters(model, architecture)
-
-    def size(name: str, default: int | None = None) -> int:
-        value = values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and default is None):
-            raise ModelError(f"the model's {name} is {value!r}, which must be a whole number above 0", path=model.path)
-        return value
-
-    heads, hidden = size("heads"), size("hidden")
-    all_kv_heads = layered.get("kv_heads") or (size("kv_heads", heads),)
-    head_sizes = layered.get("head_dim") or (size("head_dim", hidden // heads),)
-    for kv_heads in filter(None, all_kv_heads):  # layers without attention have none
-        if heads % kv_heads or not min(head_sizes):
-            raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    size = partial(_size, model, values)
+    heads, hidden, experts = size("heads"), size("hidden"), size("experts", 0)
+    kv_heads, head_size = _shared_heads(model, values, layered, heads, hidden)
     _check_lent_keys(model, layered)
-    head_size = int(max(head_sizes))
-    experts = size("experts", 0)
-    epsilon = values.get("epsilon")
-    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
-        raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
-    rotated = facts.rotated_when is None or facts.rotated_when.holds(values)
-    rope = (
-        read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
-        if rotated
-        else None
-    )
-    embedding_scale = read_multiplier(model, values, "embedding_multiplier")
+    rope = None
+    if facts.rotated_when is None or facts.rotated_when.holds(values):
+        rope = read_rope(model, architecture, _rotated_size(architecture, values, head_size), size("context", 0))
     scale = (
         read_multiplier(model, values, "attention_multiplier", 0.0) or facts.attention_scale.evaluate(values) ** -0.5
     )
-    parallel = facts.parallel
     sparse = read_sparse(model, facts, values, rope)
     return Configuration(
         architecture=architecture.name,
@@ -96,13 +77,14 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         layers=size("layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=int(max(all_kv_heads)),
+        kv_heads=kv_heads,
         head_size=head_size + (0 if sparse is None else sparse.cached),
         value_size=head_size if "head_dim" in layered else size("value_dim", head_size),
         context=size("context", 0),
-        epsilon=epsilon,
-        parallel=parallel if isinstance(parallel, bool) else parallel.holds(values),
-        embedding_scale=embedding_scale * (math.sqrt(hidden) if facts.scale_embedding else 1.0),
+        epsilon=_epsilon(model, values),
+        parallel=facts.parallel if isinstance(facts.parallel, bool) else facts.parallel.holds(values),
+        embedding_scale=read_multiplier(model, values, "embedding_multiplier")
+        * (math.sqrt(hidden) if facts.scale_embedding else 1.0),
         residual_scale=read_multiplier(model, values, "residual_multiplier"),
         logit_scale=read_multiplier(model, values, "logit_multiplier")
         / read_multiplier(model, values, "logit_divisor"),
@@ -134,6 +116,31 @@ def read_configuration(model: Model, architectures: Iterable[Architecture] | Non
         layered=MappingProxyType(layered),
         notes=note_strange_keys(architecture, model.metadata, {**values, **layered}),
     )
+
+
+def _size(model: Model, values: Values, name: str, default: int | None = None) -> int:
+    """Return a whole number; raises ModelError where it is none, or, without a default, not above 0."""
+    value = values.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and default is None):
+        raise ModelError(f"the model's {name} is {value!r}, which must be a whole number above 0", path=model.path)
+    return value
+
+
+def _epsilon(model: Model, values: Values) -> float:
+    epsilon = values.get("epsilon")
+    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
+        raise ModelError(f"the model's epsilon is {epsilon!r}, which must be between 0 and 1", path=model.path)
+    return epsilon
+
+
+def _shared_heads(model: Model, values: Values, layered: Layered, heads: int, hidden: int) -> tuple[int, int]:
+    """Return the most key and value heads of any layer, and the size of the largest head; raises ModelError where query heads cannot share them."""
+    every_kv_heads = layered.get("kv_heads") or (_size(model, values, "kv_heads", heads),)
+    head_sizes = layered.get("head_dim") or (_size(model, values, "head_dim", hidden // heads),)
+    for kv_heads in filter(None, every_kv_heads):  # layers without attention have none
+        if heads % kv_heads or not min(head_sizes):
+            raise ModelError(f"{heads} query heads cannot share {kv_heads} key and value heads", path=model.path)
+    return int(max(every_kv_heads)), int(max(head_sizes))
 
 
 def _check_lent_keys(model: Model, layered: Layered) -> None:

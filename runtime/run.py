@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .cache import Cache
 from .configuration import Configuration
 from .hooks import Hooks
 from .workers import Workers
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Run", "Span", "query_tasks"]
+__all__ = ["Run", "Span", "query_tasks", "query_temperature"]
 
 _TASK_QUERIES = 1024  # positions of one attention task: long sequences are several tasks per head
 
@@ -75,3 +76,12 @@ def query_tasks(run: Run) -> Iterator[tuple[int, slice]]:
     for number, span in enumerate(run.spans):
         for start in range(0, span.stop - span.start, _TASK_QUERIES):
             yield number, slice(start, min(start + _TASK_QUERIES, span.stop - span.start))
+
+
+def query_temperature(run: Run, index: int) -> NDArray[np.float32] | None:
+    """Return float32 (rows,): what the queries of block ``index`` are multiplied by, None for nothing."""
+    temperature = run.configuration.attention_temperature
+    if temperature is None or (temperature.unrotated and run.configuration.layer_rope(index) is not None):
+        return None
+    lengths = (run.hooks.positions + temperature.shift) // temperature.length
+    return (1.0 + temperature.slope * np.log1p(lengths)).astype(np.float32)

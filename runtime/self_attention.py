@@ -13,8 +13,7 @@ from .layers import Attention, HeadNorm, Norm
 from .norms import head_norms, norm_function
 from .rope import rotate
 from .rope_settings import RopeSettings
-from .run import Run, query_tasks
-from .temperature import query_temperature
+from .run import Run, query_tasks, query_temperature
 from .weights import product, products
 
 if TYPE_CHECKING:

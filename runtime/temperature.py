@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..errors import ModelError
 from ..formats.architectures import Architecture, RuntimeFacts
@@ -15,12 +12,7 @@ from ..formats.base import Model
 from ..formats.getters import get_integer, get_number
 from .rope_settings import RopeSettings
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .run import Run
-
-__all__ = ["Temperature", "query_temperature", "read_temperature"]
+__all__ = ["Temperature", "read_temperature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +47,3 @@ def _checked(model: Model, slope: float, length: int, shift: int, unrotated: boo
             f"attention.temperature_scale is {slope}, which needs a number and an original context", path=model.path
         )
     return Temperature(slope, length, shift, unrotated) if slope else None
-
-
-def query_temperature(run: Run, index: int) -> NDArray[np.float32] | None:
-    """Return float32 (rows,): what the queries of block ``index`` are multiplied by, None for nothing."""
-    temperature = run.configuration.attention_temperature
-    if temperature is None or (temperature.unrotated and run.configuration.layer_rope(index) is not None):
-        return None
-    lengths = (run.hooks.positions + temperature.shift) // temperature.length
-    return (1.0 + temperature.slope * np.log1p(lengths)).astype(np.float32)

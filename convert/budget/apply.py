@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import QconvError, UsageError
 from ...formats.base import Format, Model
-from ...formats.whole_file import refuse_existing
+from ...formats.whole_file import refuse_existing, refuse_foreign, whole_file
 from ...plugins.manager import Registries
 from ...quantizers.importance import ImportanceMatrix
 from ...runtime.identity import read_text
@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, forget, job_digest
 from .figure import draw_front
 from .fit import Fit, Request, fit
 from .front import trace_front
-from .recipe_file import read_recipe, recipe_text
+from .recipe_file import RECIPE_START, read_recipe, recipe_text
 
 __all__ = ["fit_to_budget"]
 
@@ -54,6 +54,8 @@ def fit_to_budget(
     if goal.figure is not None:
         check_figure(goal.figure)
         refuse_existing(goal.figure, settings.force)
+    if goal.recipe_out is not None:
+        refuse_foreign(goal.recipe_out, RECIPE_START)
     windows = None
     if goal.texts:
         subject = subject_of(model, registries)
@@ -72,5 +74,6 @@ def fit_to_budget(
     if goal.figure is not None:
         draw_front(goal.figure, trace_front(request, done, windows, bar), f"{model.path.name}: types for a size")
     if goal.recipe_out is not None:
-        goal.recipe_out.write_text(recipe_text(done, model.path.name), encoding="utf-8")
+        with whole_file(goal.recipe_out) as file:
+            file.write(recipe_text(done, model.path.name).encode(errors="surrogateescape"))
     return done.settings(settings), done

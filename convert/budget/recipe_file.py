@@ -9,7 +9,10 @@ from pathlib import Path
 from ...errors import FormatError, MissingFileError
 from .fit import Fit
 
-__all__ = ["read_recipe", "recipe_text"]
+__all__ = ["RECIPE_START", "read_recipe", "recipe_text"]
+
+RECIPE_START = b"# types for"
+"""What the file of a recipe begins with."""
 
 _MOST_BYTES = 1 << 24
 
@@ -19,7 +22,7 @@ def recipe_text(fit: Fit, source: str) -> str:
     costs = {it.name: it for it in fit.costs}
     unit = "divergence" if fit.measured else "sum of relative errors"
     lines = [
-        f"# types for {source}: {fit.size:,} bytes, {fit.bits_per_weight:.4f} bits per weight",
+        f"{RECIPE_START.decode()} {source}: {fit.size:,} bytes, {fit.bits_per_weight:.4f} bits per weight",
         f"# predicted {unit} {fit.predicted:.6g}; per line: tensor, type, what it adds",
     ]
     width = max(map(len, fit.chosen), default=0)

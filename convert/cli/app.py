@@ -11,12 +11,13 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from ...errors import QconvError, UsageError
+from ...errors import QconvError, UnknownTypeError, UsageError
 from ...plugins.manager import PluginWarning, load_plugins
 
 __all__ = ["build_app", "main"]
@@ -78,7 +79,7 @@ def build_app(command: str | None = None, *, names_alone: bool = False) -> typer
     """Return the application with the built-in commands and those of installed plugins.
 
     Of the built-in commands only ``command`` is added where it is one, and with ``names_alone`` none but as a name in the help: typer reads the
-    options of every command that it is given, which takes a third of the time to start.
+    options of every command that it is given, which is much of the time to start.
     """
     app = typer.Typer(
         name="qconv",
@@ -116,6 +117,7 @@ def main() -> None:
     # a command makes many objects that stay, modules and tables, and little garbage
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     warnings.showwarning = _show_warning
+    _ready_streams()
     word = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
         app = build_app(word, names_alone=word is None and _COMPLETE not in os.environ)
@@ -139,13 +141,24 @@ _REMEDIES = {
 }
 
 
+def _ready_streams() -> None:
+    """Let any text be printed on the standard streams: they may be closed, and their encoding may lack characters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open to the end
+        else:
+            # what a name of a file holds beside UTF-8 is printed as it is, and what an encoding lacks by number
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+
+
 class _Commands(TyperGroup):
     """Makes sentences of errors before typer sees them: it takes an EOFError, which TruncatedError is, for a closed terminal."""
 
     def invoke(self, ctx: Any) -> object:  # the class of ctx differs between versions of typer
         try:
             return super().invoke(ctx)
-        except UsageError as error:
+        except (UsageError, UnknownTypeError) as error:
             code = _fail(str(error), 2)
         except QconvError as error:
             code = _fail(str(error), 1)
@@ -164,7 +177,9 @@ class _Commands(TyperGroup):
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    from . import report  # slow, and most commands end well
+
+    report.error(message)
     return code
 
 
@@ -182,4 +197,6 @@ def _show_warning(
     line: object = None,
 ) -> None:
     if issubclass(category, PluginWarning):
-        typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {message}.", err=True)
+        from . import report
+
+        report.warning(f"{message}.")

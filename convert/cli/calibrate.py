@@ -47,6 +47,7 @@ def calibrate(
         typer.Option(
             "--memory",
             min=0,
+            callback=options.finite,
             metavar="GiB",
             help="Memory for second moments; default: half of what is free. With less, stages are run several times.",
             rich_help_panel="Work",
@@ -85,7 +86,7 @@ def calibrate(
         return not any(part in name for part in exclude_weights or ())
 
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as opened:
-        tell_notes(opened)
+        tell_notes(opened, context=context)
         subject = identified(opened, as_json)
         windows = join([cut_text(subject, it, cut) for it in texts])
         job = MomentJob(subject, texts, windows, wanted)
@@ -152,7 +153,7 @@ def _show(job: MomentJob, measured: Measured, output: Path, min_tokens: int, as_
         report.print_table("", columns, rows, right=columns[1:-1])
     resumed = f", {measured.resumed} of {len(job.stages)} stages taken over" if measured.resumed else ""
     report.console().print(
-        f"wrote {output}: {len(measured.counts)} second moments of {len(job.windows.tokens)} chunks of "
-        f"{job.windows.context} tokens, {report.human_bytes(measured.nbytes)}{resumed}",
+        f"wrote {output}: {len(measured.counts)} second moments of "
+        f"{report.counted(len(job.windows.tokens), 'chunk')} of {job.windows.context} tokens, {report.human_bytes(measured.nbytes)}{resumed}",
         soft_wrap=True,
     )

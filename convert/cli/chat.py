@@ -74,7 +74,7 @@ def chat(
     draw = draw_of(temperature, top_k, top_p, seed)
     registries = load_plugins().registries()
     with open_held(model, registries, budget_of(memory), as_arch, pre_tokenizer) as (subject, held):
-        tell_notes(subject)
+        tell_notes(subject, context=context or 0)
         template = read_chat_template(subject.model, subject.tokenizer, chat_template)
         network = subject.network
         room = context or min(network.configuration.context or _CONTEXT, _CONTEXT)
@@ -121,8 +121,6 @@ class _Talk:
 
     def run(self) -> bool:
         """Take part until the input ends; return False where it was interrupted before."""
-        from ...errors import QconvError
-        from . import report
         from .speech import say
 
         try:
@@ -131,21 +129,27 @@ class _Talk:
                     break
                 if line.strip() == "/clear":
                     self.messages = list(self.beginning)
-                elif line.strip():
-                    try:
-                        interrupted = self.answer(line)
-                    except QconvError as error:
-                        if not self.interactive:
-                            raise
-                        report.note(f"{error} /clear begins anew.")
-                        continue
-                    if interrupted and not self.interactive:
-                        return False
+                elif line.strip() and not self._take(line):
+                    return False
         except KeyboardInterrupt:  # between two answers
             if not self.quiet:
                 say("\n")
             return self.interactive
         return True
+
+    def _take(self, line: str) -> bool:
+        """Answer one message; return False where that ends the conversation: in a pipe, cut off by Ctrl-C."""
+        from ...errors import QconvError
+        from . import report
+
+        try:
+            interrupted = self.answer(line)
+        except QconvError as error:
+            if not self.interactive:
+                raise
+            report.note(f"{error} /clear begins anew.")
+            return True
+        return self.interactive or not interrupted
 
     def answer(self, line: str) -> bool:
         """Answer one message; return whether Ctrl-C cut the answer off. A message whose answer fails is taken back."""

@@ -46,25 +46,14 @@ def convert(
     as_json: bool,
 ) -> None:
     """Plan, show or carry out, and print what came of it. Ctrl-C keeps what is done and exits with 1."""
-    importance = load_importance(settings, registries, model)
-    if settings.prune:
-        whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
-        model = prune_layers(model, settings.prune)
-        importance = None if importance is None else prune_importance(importance, whole, settings.prune)
+    model, importance = _pruned(model, load_importance(settings, registries, model), settings.prune)
     found: Fit | None = None
+    label = None
     if settings.budget is not None or settings.recipe is not None:
+        label = "chosen types"
         settings, found = _choose_types(model, output, target, settings, registries, importance, as_json)
-    certifier = None
-    if settings.validate:
-        if target.name != "gguf":
-            raise UsageError(
-                f"--validate works on GGUF files, and the output is {target.name}",
-                remedy="Compare afterwards, with `qconv validate`.",
-            )
-        from ..certify import Certifier
-        from .running import running_bar
-
-        certifier = Certifier(model, settings, registries, partial(running_bar, quiet=as_json))
+    certifier = _certifier(model, target, settings, registries, as_json) if settings.validate else None
+    if certifier is not None:
         settings = replace(settings, overrides={**settings.overrides, **certifier.blank_fields()})
     plan = make_plan(
         model,
@@ -83,33 +72,63 @@ def convert(
         certifier.check(plan)
     choice = {} if found is None else {"choice": choice_as_json(found)}
     if dry_run:
-        _show_plan(plan, as_json, choice)
+        _show_plan(plan, label, as_json, choice)
         check_output(plan.layout, model.files, settings.force)
         _forget(found, output)
         return
-    total = sum(step.target.nbytes for step in plan.steps)
-    try:
-        _prepare(plan, as_json)
-        with report.progress_bar(plan.layout.path.name, total) as progress:
-            result = run_plan(plan, settings.force, progress, certifier)
-    except KeyboardInterrupt:
-        report.note("interrupted; run the same command again to continue")
-        raise typer.Exit(1) from None
+    result = _carry_out(plan, settings, certifier, as_json)
     _forget(found, output)
-    for name, count in result.replaced.items():
-        report.note(f"{name}: {count:,} weights were not finite and are zero now")
     receipt = None if certifier is None else _keep_receipt(certifier, result.paths[0])
     if as_json:
         shown: dict[str, Any] = {"written": [str(path) for path in result.paths]}
         shown |= {} if receipt is None else {"receipt": receipt.to_dict()}
         report.print_json(plan_as_json(plan) | choice | _result_as_json(result) | shown)
     else:
-        _show_result(plan, result)
+        _show_result(plan, label, result)
     if receipt is not None and not as_json:
         show_receipt(receipt)
     if certifier is not None and result.paths[0] != plan.layout.path:
         report.note(f"{plan.layout.path} was not written; the result that failed is {result.paths[0]}")
         raise typer.Exit(1)
+
+
+def _pruned(
+    model: Model, importance: ImportanceMatrix | None, layers: frozenset[int]
+) -> tuple[Model, ImportanceMatrix | None]:
+    """Return model and importance without ``layers``."""
+    if not layers:
+        return model, importance
+    whole = get_integer(model.metadata, f"{model.architecture}.block_count", model.path) or 0
+    left = None if importance is None else prune_importance(importance, whole, layers)
+    return prune_layers(model, layers), left
+
+
+def _certifier(model: Model, target: Format, settings: Settings, registries: Registries, quiet: bool) -> Certifier:
+    """Return what validates the result before it is sealed."""
+    from ..certify import Certifier
+    from .running import running_bar
+
+    if target.name != "gguf":
+        raise UsageError(
+            f"--validate works on GGUF files, and the output is {target.name}",
+            remedy="Compare afterwards, with `qconv validate`.",
+        )
+    return Certifier(model, settings, registries, partial(running_bar, quiet=quiet))
+
+
+def _carry_out(plan: Plan, settings: Settings, certifier: Certifier | None, quiet: bool) -> Result:
+    """Write the output, with progress; Ctrl-C keeps what is done and exits with 1."""
+    total = sum(step.target.nbytes for step in plan.steps)
+    try:
+        _prepare(plan, quiet)
+        with report.progress_bar(plan.layout.path.name, total, quiet) as progress:
+            result = run_plan(plan, settings.force, progress, certifier)
+    except KeyboardInterrupt:
+        report.note("interrupted; run the same command again to continue")
+        raise typer.Exit(1) from None
+    for name, count in result.replaced.items():
+        report.note(f"{name}: {count:,} weights were not finite and are zero now")
+    return result
 
 
 def _choose_types(
@@ -126,7 +145,14 @@ def _choose_types(
     from .running import running_bar
 
     bar = partial(running_bar, quiet=quiet)
-    chosen, found = fit_to_budget(model, output, target, settings, registries, importance, bar)
+    try:
+        chosen, found = fit_to_budget(model, output, target, settings, registries, importance, bar)
+    except KeyboardInterrupt:
+        if settings.budget is None or not settings.budget.texts:
+            raise
+        # what has been measured is kept
+        report.note("interrupted; run the same command again to continue")
+        raise typer.Exit(1) from None
     if found is not None:
         unit = "predicted divergence" if found.measured else "sum of relative errors"
         report.note(
@@ -229,7 +255,7 @@ def _result_as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
+def _show_plan(plan: Plan, label: str | None, as_json: bool, choice: dict[str, Any]) -> None:
     if as_json:
         report.print_json(plan_as_json(plan) | choice)
         return
@@ -248,7 +274,8 @@ def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
     columns = ("tensor", "shape", "source", "target", "bytes", "bpw", "why")
     report.print_table("", columns, rows, right=("shape", "bytes", "bpw"))
     screen = report.console()
-    screen.print(f"\n{_totals(plan)}")
+    screen.print()
+    report.paragraph(_totals(plan, label))
     screen.print(
         f"free disk {report.human_bytes(_free(plan.layout.path.parent))}, "
         f"peak memory at most {report.human_bytes(plan.peak_memory)} with {plan.threads} threads"
@@ -257,22 +284,25 @@ def _show_plan(plan: Plan, as_json: bool, choice: dict[str, Any]) -> None:
         screen.print(f"would write {part.path} ({part.size:,} bytes)", soft_wrap=True)
 
 
-def _totals(plan: Plan) -> str:
+def _totals(plan: Plan, label: str | None) -> str:
+    """Return the sum of a plan in one line; ``label`` says what the types are, where not the name of the mixture."""
+    if not plan.steps:
+        return f"metadata and tokenizer alone, {plan.layout.size:,} bytes"
     counts: Counter[str] = Counter(step.target.encoding.name for step in plan.steps)
     mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     fallback = f", {100 * plan.fallback_share:.1f} % of weights by fallback" if plan.fallback_share else ""
     return (
-        f"{plan.recipe}: {plan.weights:,} weights in {plan.layout.size:,} bytes, "
+        f"{label or plan.recipe}: {plan.weights:,} weights in {plan.layout.size:,} bytes, "
         f"{plan.bits_per_weight:.2f} bits per weight{fallback} ({mix})"
     )
 
 
-def _show_result(plan: Plan, result: Result) -> None:
+def _show_result(plan: Plan, label: str | None, result: Result) -> None:
     screen = report.console()
     for path in result.paths:
         screen.print(f"wrote {path}", soft_wrap=True)
-    screen.print(_totals(plan), soft_wrap=True)
+    report.paragraph(_totals(plan, label))
     resumed = f", {result.resumed} tensors taken over from an earlier run" if result.resumed else ""
-    rate = plan.weights / max(result.seconds, 1e-9) / 1e6
-    screen.print(f"{result.seconds:.1f} s, {rate:,.0f} million weights per second{resumed}")
+    rate = f", {plan.weights / max(result.seconds, 1e-9) / 1e6:,.0f} million weights per second" if plan.steps else ""
+    screen.print(f"{report.human_seconds(result.seconds)}{rate}{resumed}")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import options
 
-__all__ = ["with_conversion_options"]
+__all__ = ["conversion_options", "with_conversion_options"]
 
 
 def conversion_options(
@@ -50,7 +50,7 @@ def conversion_options(
     validate: options.Validate = None,
     validate_context: options.ValidateContext = 512,
     validate_chunks: options.ValidateChunks = 16,
-    max_kld: options.MaxKld = None,
+    max_kld: options.ValidateMaxKld = None,
     threads: options.Threads = None,
     force: options.Force = False,
     allow_nonfinite: options.AllowNonfinite = False,

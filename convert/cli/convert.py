@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import UsageError
-from . import exl2, packed
+from . import exl2, options, packed
 from .conversion_options import with_conversion_options
 
 __all__ = ["register"]
@@ -33,15 +33,7 @@ def convert(
             "--to", metavar="FORMAT", help="Format of the output, where DST does not tell (see qconv formats)."
         ),
     ] = None,
-    type_name: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            "-T",
-            metavar="TYPE",
-            help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
-        ),
-    ] = "auto",
+    type_name: options.TypeOrAuto = "auto",
     head_bits: exl2.HeadBits = 6,
     calibration_text: exl2.Calibration = None,
     calibration_context: exl2.CalibrationContext = 2048,
@@ -57,7 +49,7 @@ def convert(
     from ..opening import open_model
     from ..targets import PACKED, find_target
     from .conversion import convert as carry_out
-    from .settings import default_output, read_settings, type_label
+    from .settings import default_output, read_settings, refuse_idle, type_label
 
     label = type_label(type_name, words)
     settings = read_settings(type_name, words)
@@ -112,4 +104,5 @@ def convert(
                     f"{name} does not go with an output in the format {target.name}",
                     remedy=f"Leave it out, or add --to {'exl2' if name in of_exl2 else 'gptq or --to awq'}.",
                 )
+        refuse_idle(words)
         carry_out(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

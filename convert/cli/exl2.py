@@ -96,7 +96,7 @@ def to_exl2(
     request = Exl2Request(bpw, head_bits, dataset, measurement, split, settings.force, settings.threads)
     check_request(output, request, model.files)
     subject = subject_of(model, registries)
-    tell_notes(subject)
+    tell_notes(subject, context=context)
     windows = join([cut_text(subject, read_text(path), Cut(context, None, chunks)) for path in calibration])
     with ExitStack() as bars:
 
@@ -116,11 +116,14 @@ def to_exl2(
 
 def _others(settings: Settings) -> dict[str, bool]:
     """Return the options that a conversion to EXL2 has no use for, and whether they are given."""
+    from ...quantizers.feedback import DAMPING
+
     return {
         **refused(settings),
         "--calibration": settings.calibration is not None,
         "--method": settings.method != "plain",
         "--activation-order": settings.activation_order,
+        "--damping": settings.damping != DAMPING,
         "--override-kv": bool(settings.overrides),
         "--prune-layers": bool(settings.prune),
     }

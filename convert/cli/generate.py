@@ -72,7 +72,7 @@ def generate(
     text = _read_prompt() if prompt is None else prompt
     registries = load_plugins().registries()
     with open_held(model, registries, budget_of(memory), as_arch, pre_tokenizer) as (subject, held):
-        tell_notes(subject)
+        tell_notes(subject, context=context or 0)
         tokenizer, network = subject.tokenizer, subject.network
         tokens = tokenizer.encode(text, parse_special=parse_special).tolist()
         if tokenizer.adds_eos:
@@ -105,12 +105,9 @@ def _read_prompt() -> str:
 def _room(subject: Subject, tokens: Sequence[int], limit: int, context: int | None) -> int:
     """Return how many positions the cache needs."""
     from ...errors import UsageError
-    from . import report
 
     trained = subject.network.configuration.context
     most = context or trained or _UNKNOWN_CONTEXT
-    if context is not None and trained and context > trained:
-        report.note(f"the model was trained for {trained:,} tokens")
     if len(tokens) > most:
         raise UsageError(
             f"the prompt has {len(tokens):,} tokens, but the context {most:,}",

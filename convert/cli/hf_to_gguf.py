@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import options
 from .conversion_options import with_conversion_options
 
 __all__ = ["register"]
@@ -30,15 +31,7 @@ def hf_to_gguf(
             rich_help_panel="Output",
         ),
     ] = None,
-    type_name: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            "-T",
-            metavar="TYPE",
-            help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
-        ),
-    ] = "auto",
+    type_name: options.TypeOrAuto = "auto",
     **words: Any,
 ) -> None:
     """Convert a Hugging Face folder to GGUF, quantized on the way: one pass, bounded memory, whole or absent."""
@@ -46,9 +39,10 @@ def hf_to_gguf(
     from ...plugins.manager import load_plugins
     from ..opening import open_model
     from .conversion import convert
-    from .settings import default_output, read_settings, type_label
+    from .settings import default_output, read_settings, refuse_idle, type_label
 
     label = type_label(type_name, words)
+    refuse_idle(words)
     settings = read_settings(type_name, words)
     registries = load_plugins().registries()
     choices = (words["as_arch"], words["pre_tokenizer"], words["vocab_only"])

@@ -93,7 +93,7 @@ def imatrix(
     if output is None and (model is not None or not show_statistics):
         raise UsageError("--output is missing", remedy="Name a file with -o.")
     if output is not None:
-        refuse_existing(output, force)
+        refuse_existing(output, force, [*([] if model is None else [model]), *(text or ())])
     registries = load_plugins().registries()
     files = registries.open_context()
     with nullcontext() if output is None else sole_writer(output):
@@ -105,7 +105,7 @@ def imatrix(
             texts = [read_text(path) for path in text or ()]
             cut = Cut(context, None, chunks, parse_special)
             with open_subject(model, registries, as_arch, pre_tokenizer) as opened:
-                tell_notes(opened)
+                tell_notes(opened, context=context)
                 subject = identified(opened, as_json)
                 windows = join([cut_text(subject, it, cut) for it in texts])
                 tied = "output.weight" not in subject.model.tensors
@@ -206,8 +206,8 @@ def _show(
     if output is not None:
         most = max((it.most for it in covered), default=0)
         report.console().print(
-            f"wrote {output}: {len(matrix.entries)} tensors, {most:,} activations, {matrix.chunk_count} chunks of "
-            f"{matrix.chunk_size}",
+            f"wrote {output}: {len(matrix.entries)} tensors, {most:,} activations, "
+            f"{report.counted(matrix.chunk_count, 'chunk')} of {matrix.chunk_size}",
             soft_wrap=True,
         )
 

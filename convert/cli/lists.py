@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ...plugins.manager import Registries
     from ..speed import Speed
 
 __all__ = ["register"]
@@ -58,7 +61,7 @@ def formats(as_json: options.Json = False) -> None:
     packed = [(str(it["name"]), _yes(it["read"]), _yes(it["write"]), str(it["description"])) for it in packings]
     report.print_table("", ("packing", "read", "write", "description"), packed)
     names = ", ".join(registries.architectures)
-    report.console().print(f"\narchitectures: {names}", soft_wrap=True)
+    report.paragraph(f"\narchitectures: {names}")
 
 
 def types(
@@ -68,8 +71,6 @@ def types(
     as_json: options.Json = False,
 ) -> None:
     """List the mixtures that --type takes and the encodings that they are made of."""
-    from dataclasses import asdict
-
     from ...plugins.manager import load_plugins
     from ...quantizers.recipes.tables import ALIASES, recipes
     from ..speed import measure
@@ -82,11 +83,24 @@ def types(
         for it in codecs:
             start(it.name)
             speeds[it.name] = measure(it)
-    mixtures = [
-        {"name": it.name, "file_type": it.file_type, "base": it.base, "description": it.about}
-        for it in recipes().values()
-    ]
-    encodings = [
+    if as_json:
+        mixtures = [
+            {"name": it.name, "file_type": it.file_type, "base": it.base, "description": it.about}
+            for it in recipes().values()
+        ]
+        encodings = _encodings_as_json(registries, speeds)
+        report.print_json({"types": mixtures, "aliases": dict(ALIASES), "encodings": encodings})
+        return
+    rows = [(it.name, it.base or "source's", it.about) for it in recipes().values()]
+    report.print_table("Types for --type", ("type", "mostly", "description"), rows)
+    _show_encodings(registries, speeds)
+
+
+def _encodings_as_json(registries: Registries, speeds: Mapping[str, Speed]) -> list[dict[str, Any]]:
+    """Return what is known of every encoding, with speeds where there are any."""
+    from dataclasses import asdict
+
+    return [
         {
             "name": it.name,
             "type_id": it.type_id,
@@ -101,11 +115,12 @@ def types(
         }
         for it in registries.encodings.values()
     ]
-    if as_json:
-        report.print_json({"types": mixtures, "aliases": dict(ALIASES), "encodings": encodings})
-        return
-    rows = [(str(it["name"]), str(it["base"] or "source's"), str(it["description"])) for it in mixtures]
-    report.print_table("Types for --type", ("type", "mostly", "description"), rows)
+
+
+def _show_encodings(registries: Registries, speeds: Mapping[str, Speed]) -> None:
+    """Print the table of encodings, with speeds where there are any."""
+    from . import report
+
     lines = [
         (
             it.name,
@@ -115,14 +130,14 @@ def types(
             str(it.block_bytes),
             str(it.importance),
             "yes" if it.load is not None else "size only",
-            *(_speed(speeds.get(it.name)) if bench else ()),
+            *(_speed(speeds.get(it.name)) if speeds else ()),
         )
         for it in registries.encodings.values()
     ]
     columns = ("encoding", "family", "bits per weight", "block", "bytes", "importance", "codec")
-    rates = ("encode", "with importance", "decode") if bench else ()
+    rates = ("encode", "with importance", "decode") if speeds else ()
     report.print_table("\nEncodings", (*columns, *rates), lines, right=("bits per weight", "block", "bytes", *rates))
-    if bench:
+    if speeds:
         report.console().print("\nencode and decode: million weights per second on one core")
 
 

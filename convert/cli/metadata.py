@@ -56,6 +56,9 @@ def show(
         found = {printable(key): values.as_json(field, full) for key, field in chosen.items()}
         report.print_json({"path": str(model), "metadata": found})
         return
+    if keys and not chosen:
+        report.note(f"no key is like {', '.join(keys)}")
+        return
     if full:
         for key, it in chosen.items():
             text = f"{printable(key)} ({values.type_and_length(it)}): {values.as_text(it, full)}"

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_OUTPUT, _TYPES, _WORK, _SAMPLING = "Output", "Types", "Work", "Sampling"
+from ...errors import UsageError
+
+_OUTPUT, _TYPES, _WORK, _SAMPLING, _VALIDATION = "Output", "Types", "Work", "Sampling", "Validation"
+_MAX_KLD = "Largest mean KL divergence; default: by the result's type."
+
+
+def finite(option: typer.CallbackParam, value: float | None) -> float | None:
+    """Refuse NaN and infinity, which a limit lets pass."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{option.opts[0]} is a number, not {value}")
+    return value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", min=1, help="Worker threads; default: one per core.", rich_help_panel=_WORK),
+    typer.Option(
+        "--threads", "-t", min=1, metavar="N", help="Worker threads; default: one per core.", rich_help_panel=_WORK
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.", rich_help_panel=_OUTPUT)]
 DryRun = Annotated[
@@ -21,6 +35,15 @@ DryRun = Annotated[
 AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", help="Write zeros for NaN and infinity in the source.", rich_help_panel=_WORK),
+]
+TypeOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--type",
+        "-T",
+        metavar="TYPE",
+        help="Such as q4_k_m, q8_0, bf16 (see qconv types); auto keeps the source's.",
+    ),
 ]
 Imatrix = Annotated[
     Path | None,
@@ -118,7 +141,14 @@ Method = Annotated[
 ]
 Damping = Annotated[
     float | None,
-    typer.Option("--damping", min=0, metavar="X", help="gptq: trust the calibration less.", rich_help_panel=_TYPES),
+    typer.Option(
+        "--damping",
+        min=0,
+        metavar="X",
+        callback=finite,
+        help="gptq: trust the calibration less.",
+        rich_help_panel=_TYPES,
+    ),
 ]
 ActivationOrder = Annotated[
     bool,
@@ -136,7 +166,8 @@ OverrideKv = Annotated[
     ),
 ]
 Alignment = Annotated[
-    int | None, typer.Option("--alignment", help="Alignment of tensor data in bytes.", rich_help_panel=_OUTPUT)
+    int | None,
+    typer.Option("--alignment", metavar="N", help="Alignment of tensor data in bytes.", rich_help_panel=_OUTPUT),
 ]
 SplitMaxSize = Annotated[
     str | None,
@@ -144,7 +175,13 @@ SplitMaxSize = Annotated[
 ]
 SplitMaxTensors = Annotated[
     int | None,
-    typer.Option("--split-max-tensors", min=1, help="Split into parts of at most N tensors.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--split-max-tensors",
+        min=1,
+        metavar="N",
+        help="Split into parts of at most N tensors.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 NoDigests = Annotated[
     bool,
@@ -164,7 +201,8 @@ PreTokenizer = Annotated[
     ),
 ]
 ModelName = Annotated[
-    str | None, typer.Option("--model-name", help="general.name of the output.", rich_help_panel=_OUTPUT)
+    str | None,
+    typer.Option("--model-name", metavar="TEXT", help="general.name of the output.", rich_help_panel=_OUTPUT),
 ]
 Texts = Annotated[
     list[Path] | None,
@@ -201,6 +239,7 @@ Memory = Annotated[
         "--memory",
         min=0,
         metavar="GiB",
+        callback=finite,
         help="Decoded weights to keep in memory; default: half of what is free. The rest is read anew for every token.",
         rich_help_panel=_WORK,
     ),
@@ -211,21 +250,20 @@ Validate = Annotated[
         "--validate",
         metavar="TEXT",
         help="Compare the result with its source on this text before it is sealed; may be repeated.",
-        rich_help_panel="Validation",
+        rich_help_panel=_VALIDATION,
     ),
 ]
 ValidateContext = Annotated[
-    int, typer.Option("--validate-context", metavar="N", help="Tokens per window.", rich_help_panel="Validation")
+    int, typer.Option("--validate-context", metavar="N", help="Tokens per window.", rich_help_panel=_VALIDATION)
 ]
 ValidateChunks = Annotated[
     int,
-    typer.Option(
-        "--validate-chunks", min=1, metavar="N", help="Use the first N windows.", rich_help_panel="Validation"
-    ),
+    typer.Option("--validate-chunks", min=1, metavar="N", help="Use the first N windows.", rich_help_panel=_VALIDATION),
 ]
-MaxKld = Annotated[
+MaxKld = Annotated[float | None, typer.Option("--max-kld", min=0, metavar="X", callback=finite, help=_MAX_KLD)]
+ValidateMaxKld = Annotated[
     float | None,
-    typer.Option("--max-kld", min=0, metavar="X", help="Largest mean KL divergence; default: by the result's type."),
+    typer.Option("--max-kld", min=0, metavar="X", callback=finite, help=_MAX_KLD, rich_help_panel=_VALIDATION),
 ]
 Size = Annotated[
     str | None,
@@ -236,7 +274,12 @@ Size = Annotated[
 BitsPerWeight = Annotated[
     float | None,
     typer.Option(
-        "--bpw", metavar="4.25", min=0.1, help="Choose types for this average.", rich_help_panel="Types for a size"
+        "--bpw",
+        metavar="4.25",
+        min=0.1,
+        callback=finite,
+        help="Choose types for this average.",
+        rich_help_panel="Types for a size",
     ),
 ]
 MeasureOn = Annotated[
@@ -250,7 +293,9 @@ MeasureOn = Annotated[
 ]
 MeasureChunks = Annotated[
     int,
-    typer.Option("--measure-chunks", min=1, help="Most windows of each text.", rich_help_panel="Types for a size"),
+    typer.Option(
+        "--measure-chunks", min=1, metavar="N", help="Most windows of each text.", rich_help_panel="Types for a size"
+    ),
 ]
 RecipeOut = Annotated[
     Path | None,

@@ -55,7 +55,14 @@ def refused(settings: Settings) -> dict[str, bool]:
         "--output-tensor-type": settings.output_tensor_type is not None,
         "--token-embedding-type": settings.token_embedding_type is not None,
         "--pure": settings.pure,
+        "--leave-output-tensor": settings.leave_output_tensor,
+        "--compat": settings.compat,
         "--imatrix": settings.imatrix is not None,
+        "--include-weights": bool(settings.include_weights),
+        "--exclude-weights": bool(settings.exclude_weights),
+        "--measure-on": settings.budget is not None and bool(settings.budget.texts),
+        "--recipe-out": settings.budget is not None and settings.budget.recipe_out is not None,
+        "--figure": settings.budget is not None and settings.budget.figure is not None,
         "--keep-split": settings.keep_split,
         "--size": settings.budget is not None and settings.budget.size is not None,
         "--recipe": settings.recipe is not None,
@@ -102,7 +109,7 @@ def to_packed(
         return
     total = sum(step.target.nbytes for step in plan.steps)
     try:
-        with report.progress_bar(plan.layout.path.name, total) as progress:
+        with report.progress_bar(plan.layout.path.name, total, quiet=as_json) as progress:
             result = run_packed(planned, settings.force, progress)
     except KeyboardInterrupt:
         report.note("interrupted; run the same command again to continue")

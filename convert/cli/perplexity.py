@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _FILES = "Files"
+_CONTEXT = 512
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
 def perplexity(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file or folder of any readable format.")],
     text: options.Texts = None,
-    context: options.Context = 512,
+    context: options.Context = _CONTEXT,
     stride: Annotated[
         int | None,
         typer.Option("--stride", metavar="N", help="Move the window by N tokens, score the last N of each."),
@@ -63,7 +64,10 @@ def perplexity(
         ),
     ] = None,
     base_tokens: Annotated[
-        int, typer.Option("--base-tokens", min=1, help="Tokens that a compact base keeps.", rich_help_panel=_FILES)
+        int,
+        typer.Option(
+            "--base-tokens", min=1, metavar="N", help="Tokens that a compact base keeps.", rich_help_panel=_FILES
+        ),
     ] = 256,
     figure: Annotated[
         Path | None,
@@ -98,13 +102,15 @@ def perplexity(
         raise UsageError("llama.cpp's base has no strided mode", remedy="Use --save-base.")
     for path in (save_logits, save_base, figure):
         if path is not None:
-            refuse_existing(path, force)
+            refuse_existing(path, force, [model, *(text or ()), *([] if base is None else [base])])
     if figure is not None:
         check_figure(figure)
     texts = [read_text(path) for path in text or ()]
     reference = None if base is None else open_base(base)
+    if reference is not None:
+        _refuse_another_cut(reference.windows, context, stride, chunks if len(texts) < 2 else None)
     with open_subject(model, load_plugins().registries(), as_arch, pre_tokenizer) as subject:
-        tell_notes(subject)
+        tell_notes(subject, context=context)
         if reference is not None or save_base is not None or as_json:
             subject = identified(subject, as_json)
         cut = Cut(context, stride, chunks)
@@ -113,6 +119,19 @@ def perplexity(
         if figure is not None:
             measured.draw(figure)
         measured.show(as_json)
+
+
+def _refuse_another_cut(of_base: Windows, context: int, stride: int | None, chunks: int | None) -> None:
+    """Raise UsageError for a choice of windows that is not the base's."""
+    from ...errors import UsageError
+
+    same_context = context in (_CONTEXT, of_base.context)
+    same_stride = stride is None or (of_base.mode != "standard" and stride == of_base.stride)
+    if not (same_context and same_stride and chunks in (None, len(of_base.tokens))):
+        raise UsageError(
+            f"the base brings its own {len(of_base.tokens)} windows of {of_base.context} tokens",
+            remedy="Leave --context, --stride and --chunks out.",
+        )
 
 
 def _windows(subject: Subject, texts: Sequence[Text], cut: Cut, base: Base | None) -> list[Windows]:

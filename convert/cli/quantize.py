@@ -32,12 +32,13 @@ def quantize(
     from ...plugins.manager import load_plugins
     from ..opening import open_model
     from .conversion import convert
-    from .settings import default_output, read_settings, type_label
+    from .settings import default_output, default_stem, read_settings, refuse_idle, type_label
 
     label = type_label(type_name, words)
+    refuse_idle(words)
     settings = read_settings(type_name or "auto", words)
     registries = load_plugins().registries()
     with open_model(model, registries) as source:
-        path = default_output(output, model.with_suffix(""), label)
+        path = default_output(output, default_stem(model), label)
         target = registries.formats["gguf"]
         convert(source, path, target, settings, registries, dry_run=words["dry_run"], as_json=words["as_json"])

@@ -11,8 +11,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["counter_bar", "error", "human_bytes", "listed", "note", "print_json", "print_table", "progress_bar"]
+__all__ = [
+    "counted",
+    "counter_bar",
+    "error",
+    "human_bytes",
+    "human_seconds",
+    "listed",
+    "note",
+    "paragraph",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "warning",
+]
 
 _LINE_EVERY = 10.0  # seconds between plain progress lines
 
@@ -30,6 +44,24 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
 
 
+def human_seconds(seconds: float) -> str:
+    """Return a duration with as many digits as tell something.
+
+    >>> human_seconds(0.0349), human_seconds(2.31), human_seconds(154)
+    ('0.035 s', '2.3 s', '154 s')
+    """
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with what it counts.
+
+    >>> counted(1, "chunk"), counted(2048, "chunk")
+    ('1 chunk', '2,048 chunks')
+    """
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def listed(numbers: Sequence[int], most: int = 8) -> str:
     """Return numbers, cut where there are many.
 
@@ -41,9 +73,13 @@ def listed(numbers: Sequence[int], most: int = 8) -> str:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print one JSON object on standard output, in ASCII where the output's encoding lacks a character."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -60,27 +96,46 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    screen = console()
+    if screen.is_terminal:
+        screen.print(table)
+        return
+    with screen.capture() as printed:
+        screen.print(table)
+    for line in printed.get().splitlines():  # rich fills the last column with spaces
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console that neither wraps data when piped nor guesses highlights."""
-    target = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=False)
+    """Return a console that prints text as it is: without highlights, markup and emoji, and in pipes without breaks."""
+    target = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
     if not target.is_terminal:
         target.width = 200
     return target
 
 
+def paragraph(text: str) -> None:
+    """Print a sentence or a list on standard output: broken between words on a terminal, in one line elsewhere."""
+    _print_words(console(), Text(text))
+
+
 def note(text: str) -> None:
     """Print a remark on standard error."""
-    console(stderr=True).print(f"note: {text}", style="yellow", soft_wrap=True)
+    _print_words(console(stderr=True), Text(f"note: {text}", style="yellow"))
 
 
-def error(text: str) -> None:
-    """Print on standard error what went wrong, for commands that choose their exit code themselves."""
-    screen = console(stderr=True)
-    screen.print("error: ", style="bold red", end="")
-    screen.print(text, soft_wrap=True)
+def error(text: str, label: str = "error") -> None:
+    """Print on standard error what is wrong."""
+    _print_words(console(stderr=True), Text.assemble((f"{label}:", "bold red"), f" {text}"))
+
+
+def warning(text: str) -> None:
+    """Print on standard error what may be wrong."""
+    _print_words(console(stderr=True), Text.assemble(("warning:", "bold yellow"), f" {text}"))
+
+
+def _print_words(screen: Console, text: Text) -> None:
+    screen.print(text, soft_wrap=not screen.is_terminal)
 
 
 @contextmanager
@@ -90,22 +145,29 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
     On a terminal it draws a bar with rate and time left, elsewhere it prints a line every ten seconds; both on standard error.
     ``quiet`` prints nothing.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     screen = console(stderr=True)
     if quiet:
         yield lambda count: None
     elif screen.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[rate]}", style="progress.data.speed"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=screen, transient=True) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.advance(task, count)
+            task = progress.add_task(label, total=total, rate="")
+
+            def advance(count: int) -> None:
+                progress.advance(task, count)
+                speed = progress.tasks[0].speed
+                # in the units of the size beside it
+                progress.update(task, rate="" if speed is None else f"{human_bytes(speed)}/s")
+
+            yield advance
     else:
         yield _plain_progress(label, total)
 
@@ -115,7 +177,10 @@ def counter_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callabl
     """Yield a function to call with the name of each thing as it starts; for work that is counted in things, not bytes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # slow, and many commands show none
 
-    columns, screen = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()), console(stderr=True)
+    columns, screen = (
+        (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+        console(stderr=True),
+    )
     silent = quiet or not screen.is_terminal  # elsewhere rich would print an empty line
     with Progress(*columns, console=screen, transient=True, disable=silent) as progress:
         task = progress.add_task(label, total=total)

@@ -33,12 +33,12 @@ def running_bar(label: str, total: int, quiet: bool = False) -> Iterator[Running
             yield silent
     elif screen.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[done]}/{task.total:.0f}", style="progress.download"),
             TaskProgressColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[result]}"),
+            TextColumn("{task.fields[result]}", markup=False),
         )
         with Progress(*columns, console=screen, transient=True) as progress:
             task = progress.add_task(label, total=total, result="", done=0)
@@ -87,9 +87,13 @@ def _lines(label: str, total: int) -> Callable[[float, int, str], None]:
     return show
 
 
-def tell_notes(*subjects: Subject) -> None:
-    """Print what the user should know of the way in which models are run."""
-    for text in dict.fromkeys(note for subject in subjects for note in subject.network.notes):
+def tell_notes(*subjects: Subject, context: int = 0) -> None:
+    """Print what the user should know of the way in which models are run, with windows of ``context`` tokens."""
+    notes = [note for subject in subjects for note in subject.network.notes]
+    for trained in (subject.network.configuration.context for subject in subjects):
+        if trained and context > trained:
+            notes.append(f"the model was trained for {trained:,} tokens, and is given {context:,}")
+    for text in dict.fromkeys(notes):
         report.note(text)
 
 

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Any, cast, get_args
+from types import MappingProxyType
+from typing import Any, Final, cast, get_args
 
 from ...errors import UsageError
 from ...formats.base import WriteOptions
+from ...formats.gguf.names import split_name
 from ...formats.metadata import Field, string
 from ..overrides import parse_override
 from ..prune import parse_layers
 from ..settings import Budget, Method, Settings, choose, encode_options, parse_rule, parse_size
+from .conversion_options import conversion_options
 
-__all__ = ["default_output", "read_settings", "type_label"]
+__all__ = ["default_output", "default_stem", "read_settings", "refuse_idle", "type_label"]
+
+# options that nothing reads unless one of those behind them is given
+_IDLE_WITHOUT: Final = MappingProxyType(
+    {
+        "damping": ("method gptq",),
+        "activation_order": ("method gptq",),
+        "include_weights": ("imatrix", "calibration"),
+        "exclude_weights": ("imatrix", "calibration"),
+        "measure_chunks": ("measure_on",),
+        "validate_context": ("validate",),
+        "validate_chunks": ("validate",),
+        "max_kld": ("validate",),
+    }
+)
 
 
 def read_settings(type_name: str, words: Mapping[str, Any]) -> Settings:
@@ -84,6 +102,22 @@ def _budget(words: Mapping[str, Any]) -> Budget | None:
     )
 
 
+def refuse_idle(words: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option of a conversion that changes nothing without another one, which is not given."""
+    for name, needed in _IDLE_WITHOUT.items():
+        if _is_given(name, words) and not any(_is_given(each.split()[0], words) for each in needed):
+            alternatives = " or ".join(map(_option, needed))
+            raise UsageError(f"{_option(name)} changes nothing without {alternatives}", remedy="Give both, or neither.")
+
+
+def _is_given(name: str, words: Mapping[str, Any]) -> bool:
+    return bool(words[name] != signature(conversion_options).parameters[name].default)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def type_label(type_name: str, words: Mapping[str, Any]) -> str:
     """Return what stands for the type in a default file name; raises UsageError where nothing says what types to use, or two things do."""
     size, bits, recipe = words["size"], words["bpw"], words["recipe"]
@@ -101,10 +135,26 @@ def type_label(type_name: str, words: Mapping[str, Any]) -> str:
     return str(size) if recipe is None else recipe.stem
 
 
+def default_stem(model: Path) -> Path:
+    """Return what an output beside ``model`` is called by default, but for the type: its name without ending, and without the number of a part.
+
+    >>> default_stem(Path("a/model-00001-of-00003.gguf"))
+    PosixPath('a/model')
+    """
+    if model.is_dir():
+        return model if model.name not in ("", "..") else model.resolve()
+    part = split_name(model)
+    return model.with_suffix("") if part is None else model.with_name(part[0])
+
+
 def default_output(output: Path | None, stem: Path, type_name: str) -> Path:
     """Return the output that the user names, ``{type}`` filled in, or ``STEM-TYPE.gguf``."""
     label = type_name.upper()
     if output is None:
         suffix = "" if type_name.lower() == "auto" else f"-{label}"
         return stem.with_name(f"{stem.name}{suffix}.gguf")
-    return Path(str(output).replace("{type}", label).replace("{ftype}", label))
+    path = Path(str(output).replace("{type}", label).replace("{ftype}", label))
+    path = path.resolve() if path.name in ("", "..") else path  # temporary names go beside a name
+    if not path.name:
+        raise UsageError(f"{output} is no name for an output", remedy="Name a file or a folder in it.")
+    return path

@@ -96,9 +96,11 @@ def show_parts(transfer: Transfer, verb: str, done: Transferred | None = None) -
 
     screen = report.console()
     for part in transfer.layout.parts:
-        tensors = f"{len(part.placements)} tensor{'s' * (len(part.placements) != 1)}"
+        tensors = report.counted(len(part.placements), "tensor")
         screen.print(f"{verb} {part.path} ({tensors}, {part.size:,} bytes)", soft_wrap=True)
     if done is not None:
         rate = report.human_bytes(done.bytes / max(done.seconds, 1e-9))
         digests = "with digests" if transfer.digested else "without digests"
-        screen.print(f"{len(transfer.tensors)} tensors {digests}, {done.seconds:.1f} s, {rate}/s", soft_wrap=True)
+        screen.print(
+            f"{len(transfer.tensors)} tensors {digests}, {report.human_seconds(done.seconds)}, {rate}/s", soft_wrap=True
+        )

@@ -41,7 +41,7 @@ def validate(
     from ...plugins.manager import load_plugins
     from ...runtime.identity import read_text
     from ..measure import Cut, open_subject
-    from ..receipt import receipt_path, write_receipt
+    from ..receipt import check_receipt_path, receipt_path, write_receipt
     from ..settings import Settings
     from ..validate import cut_for_validation
     from ..validate import validate as compare
@@ -50,10 +50,12 @@ def validate(
 
     if not text:
         raise UsageError("--text is missing", remedy="Name one or more text files.")
+    path = receipt_path(result) if receipt is None else receipt
+    check_receipt_path(path)
     texts = [read_text(path) for path in text]
     registries = load_plugins().registries()
     with open_subject(source, registries) as one, open_subject(result, registries) as other:
-        tell_notes(one, other)
+        tell_notes(one, other, context=context)
         windows = cut_for_validation(one, texts, Cut(context, None, chunks))
         found = compare(
             identified(one, as_json),
@@ -64,7 +66,7 @@ def validate(
             threads=Settings().threads if threads is None else threads,
             bar=partial(running_bar, quiet=as_json),
         )
-    write_receipt(receipt_path(result) if receipt is None else receipt, found)
+    write_receipt(path, found)
     if as_json:
         report.print_json(found.to_dict())
     else:

@@ -51,7 +51,7 @@ def verify(
         )
     else:
         for problem in found.problems():
-            typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {problem}", err=True)
+            report.error(problem, "damaged")
         typer.echo("Download or convert it again.", err=True)
     if not found.ok:
         raise typer.Exit(1)
@@ -59,8 +59,16 @@ def verify(
 
 def _verify_folder(folder: Path, as_json: bool) -> None:
     """Compare the files of a Meta checkpoint with its checklist."""
+    from ...errors import MissingFileError
     from ...formats.meta.checklist import NAME, read_checklist, verify_checklist
     from . import report
+
+    if not (folder / NAME).is_file():
+        raise MissingFileError(
+            f"the folder has no {NAME} to compare its files with",
+            path=folder,
+            remedy="Of GGUF files, name the file: those that qconv writes carry digests.",
+        )
 
     total = sum((folder / name).stat().st_size for name in read_checklist(folder) if (folder / name).is_file())
     with report.progress_bar(folder.name, total, quiet=as_json) as progress:
@@ -70,7 +78,7 @@ def _verify_folder(folder: Path, as_json: bool) -> None:
         report.print_json({"path": str(folder), "ok": not damaged, "files": found})
     elif damaged:
         for name in damaged:
-            typer.echo(f"{typer.style('damaged:', fg='red', bold=True)} {name} differs from {NAME}", err=True)
+            report.error(f"{name} differs from {NAME}", "damaged")
         typer.echo("Download it again.", err=True)
     else:
         report.console().print(

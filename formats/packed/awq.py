@@ -36,7 +36,7 @@ from .affine import dequantize
 from .awq_fast import BLOCK, OUTPUTS, FastModule
 from .base import Packing, Unpacked, group_size_setting, method, modules_with, quantization, setting
 from .bits import unpack_stream
-from .replace import number_range, replace_packed
+from .replace import module_weights, number_range, replace_packed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,17 +125,7 @@ def _unpack(
     size = group_size_setting(config, "group_size", "q_group_size")
     packed = modules_with(tensors, (".qweight", ".qzeros", ".scales"))
     modules = {name: _module(parts, size, version) for name, parts in packed.items()}
-    weights = {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            encodings["F32"],
-            module.read,
-            f"{module.qweight.file.path.name}: {module.qweight.name}",
-        )
-        for name, module in modules.items()
-    }
-    kept, spare = replace_packed(tensors, packed, weights)
+    kept, spare = replace_packed(tensors, packed, module_weights(modules, encodings["F32"]))
     sizes = number_range(module.group_size for module in modules.values())
     versions = ", ".join(sorted({module.version for module in modules.values()}))
     facts: dict[str, Scalar] = {"bits": 4, "group_size": sizes, "layout": versions}

@@ -26,14 +26,13 @@ import numpy as np
 
 from ...errors import FormatError, ShapeError
 from ...quantizers.base import Encoding
-from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
 from .access import as_float32, column_block, column_slab, expect, row_slab, whole
 from .affine import dequantize
 from .base import Packing, Unpacked, group_size_setting, method, modules_with, quantization, setting
 from .bits import unpack_planes, unpack_stream
-from .replace import number_range, replace_packed
+from .replace import module_weights, number_range, replace_packed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,17 +151,7 @@ def _unpack(
     packed = modules_with(tensors, (".qweight", ".qzeros", ".scales"), (".g_idx",))
     settings, notes = _settings(config, packed)
     modules = {name: _module(parts, settings) for name, parts in packed.items()}
-    weights = {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            encodings["F32"],
-            module.read,
-            f"{module.qweight.file.path.name}: {module.qweight.name}",
-        )
-        for name, module in modules.items()
-    }
-    kept, spare = replace_packed(tensors, packed, weights)
+    kept, spare = replace_packed(tensors, packed, module_weights(modules, encodings["F32"]))
     bits = number_range(module.bits for module in modules.values())
     sizes = {module.group_size for module in modules.values() if module.groups > 1}
     facts: dict[str, Scalar] = {"bits": bits, "group_size": number_range(sizes or {-1}), "layout": settings.layout}

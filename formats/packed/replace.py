@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import FormatError
 from ..base import Tensor
@@ -14,9 +14,37 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["number_range", "replace_packed", "replace_tensors"]
+    from ...quantizers.base import Encoding
+
+__all__ = ["module_weights", "number_range", "replace_packed", "replace_tensors"]
 
 _BIAS_MAX = 1 << 24  # elements; a larger one is no bias
+
+
+class QuantizedModule(Protocol):
+    """A linear layer of integers: its sizes, where its codes come from, and how its rows are read as float32 bytes."""
+
+    @property
+    def qweight(self) -> StoredTensor: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]: ...
+
+
+def module_weights(modules: Mapping[str, QuantizedModule], float32: Encoding) -> dict[str, Tensor]:
+    """Return the weights of ``modules``, F32 (outputs, inputs), by name."""
+    return {
+        f"{name}.weight": Tensor(
+            f"{name}.weight",
+            (module.outputs, module.inputs),
+            float32,
+            module.read,
+            f"{module.qweight.file.path.name}: {module.qweight.name}",
+        )
+        for name, module in modules.items()
+    }
 
 
 def replace_packed(

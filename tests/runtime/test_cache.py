@@ -41,7 +41,7 @@ def test_what_attention_sees_is_what_the_blocks_hold(llama: Network, kind: str) 
     cache, given = filled(llama.configuration, kind, 9)
     for layer in range(llama.configuration.layers):
         cache.extend(layer, 0, given[0, :, :4], given[1, :, :4])
-    cache.advance(0, 4)
+    cache.places.advance(0, 4)
     for layer in range(llama.configuration.layers):
         seen = np.array(cache.extend(layer, 0, given[0, :, 4:] + layer, given[1, :, 4:] - layer))
         wanted = given.copy()
@@ -73,8 +73,8 @@ def test_sharing_the_work_changes_nothing(
                 other = np.array(shared.extend(layer, 0, new[0] + layer, new[1], workers))
                 assert one.shape[2] == stop
                 assert np.array_equal(one, other)
-            alone.advance(0, stop - start)
-            shared.advance(0, stop - start)
+            alone.places.advance(0, stop - start)
+            shared.places.advance(0, stop - start)
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)
@@ -126,12 +126,12 @@ def test_what_is_cut_off_leaves_no_trace(llama: Network, kind: str) -> None:
     (wanted,) = logits(llama, text, cache=make_cache(llama.configuration, (16,), kind))
     cache = make_cache(llama.configuration, (16,), kind)
     logits(llama, text[:6] + tokens(8, 9), cache=cache)
-    cache.truncate(0, 6)
-    assert (cache.length(0), cache.capacity(0)) == (6, 16)
+    cache.places.truncate(0, 6)
+    assert (cache.places.lengths[0], cache.places.capacities[0]) == (6, 16)
     (found,) = logits(llama, text[6:], cache=cache)
     assert np.abs(found - wanted[6:]).max() < 2e-5 * np.abs(wanted).max()
     with pytest.raises(UsageError, match="16 positions cannot be cut to 17"):
-        cache.truncate(0, 17)
+        cache.places.truncate(0, 17)
 
 
 @pytest.mark.parametrize("kind", CACHE_TYPES)

@@ -56,7 +56,7 @@ def test_a_cache_continues_where_it_ended(name: str) -> None:
     steps.append(logits(found, texts[0][10:], texts[1][16:], cache=cache))
     for number, whole in enumerate(logits(found, *texts)):
         assert apart(np.concatenate([step[number] for step in steps]), whole) < EXACT
-    assert [cache.length(0), cache.length(1)] == [22, 17]
+    assert cache.places.lengths == [22, 17]
     with pytest.raises(UsageError, match="23 positions do not fit a key-value cache of 22"):
         logits(found, [1], [1], cache=cache)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,20 @@ def test_quantize_a_gguf(cli: Cli, example_model: Path, tmp_path: Path) -> None:
     assert cli("quantize", direct, tmp_path / "again.gguf", "--type", "q8_0", "--allow-requantize").code == 0
 
 
+def test_a_vocabulary_alone(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "vocabulary.gguf"
+    done = cli("hf-to-gguf", example_model, "-o", output, "--vocab-only")
+    assert done.code == 0
+    assert f"metadata and tokenizer alone, {output.stat().st_size:,} bytes" in done.out
+    assert "weights" not in done.out
+
+
+def test_a_folder_without_a_checklist_cannot_be_verified(cli: Cli, example_model: Path) -> None:
+    done = cli("verify", example_model)
+    assert done.code == 1
+    assert f"{example_model}: the folder has no checklist.chk" in done.err
+
+
 def test_verify_finds_a_flipped_bit(cli: Cli, converted: Path) -> None:
     data = bytearray(converted.read_bytes())
     data[len(data) // 2] ^= 4
@@ -95,6 +110,63 @@ def test_splits(cli: Cli, example_model: Path, tmp_path: Path) -> None:
         names = [[t.name for t in GGUFReader(tmp_path / f"{stem}-0000{number}-of-00003.gguf").tensors] for stem in "mk"]
         assert names[0] == names[1]
     assert cli(*kept, "--force", "--split-max-tensors", "3").code == 2
+
+
+def test_what_an_output_is_called(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "llama-2.7b"
+    shutil.copytree(example_model, folder)
+    assert cli("quantize", folder, "--type", "q8_0").code == 0
+    assert (tmp_path / "llama-2.7b-Q8_0.gguf").is_file()
+    monkeypatch.chdir(folder)
+    assert cli("quantize", ".", "--type", "q4_0").code == 0
+    assert (tmp_path / "llama-2.7b-Q4_0.gguf").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert cli("split", "llama-2.7b-Q8_0.gguf", "part", "--max-size", "3M").code == 0
+    assert cli("quantize", "part-00001-of-00003.gguf", "--type", "copy").code == 0
+    assert (tmp_path / "part-COPY.gguf").is_file()
+
+
+def test_the_current_folder_as_output(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in (".", "..", "../model/"):
+        done = cli("convert", example_model, name, "--force")
+        assert done.code == 1
+        assert "the folder that you are in" in done.err or "what no conversion writes (model)" in done.err
+    assert list(folder.iterdir()) == []
+
+
+def test_no_receipt_or_recipe_takes_the_place_of_a_model(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    before = converted.read_bytes()
+    text = Path(__file__).parents[2] / "helpers" / "prose.txt"
+    cut = ("--text", text, "-c", "64", "--chunks", "1")
+    for _ in range(2):
+        assert cli("validate", converted, converted, *cut, "--receipt", tmp_path / "receipt.json").code == 0
+    for words in (
+        ("validate", converted, converted, *cut, "--receipt", converted),
+        ("quantize", converted, tmp_path / "a.gguf", "--size", "4M", "--allow-requantize", "--recipe-out", converted),
+    ):
+        done = cli(*words)
+        assert done.code == 1
+        assert "it is another kind of file than the one to be written" in done.err
+        assert converted.read_bytes() == before
+    for command, option in (("imatrix", "-o"), ("perplexity", "--save-base")):
+        done = cli(command, converted, *cut, option, converted, "--force")
+        assert "the output is the input itself" in done.err
+        assert converted.read_bytes() == before
+
+
+def test_chosen_types_are_called_so(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.txt"
+    done = cli("hf-to-gguf", example_model, "-o", tmp_path / "a.gguf", "--size", "4M", "--recipe-out", recipe)
+    assert "chosen types: 6,819,072 weights" in done.out
+    done = cli("hf-to-gguf", example_model, "-o", tmp_path / "b.gguf", "--recipe", recipe)
+    assert "chosen types: 6,819,072 weights" in done.out
 
 
 def test_layers_can_be_left_out(cli: Cli, converted: Path, tmp_path: Path) -> None:
@@ -130,7 +202,8 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
         (("inspect", "."), 1, "this folder is empty"),
         (("quantize", "absent.gguf"), 2, "--type is missing"),
         (("quantize", "absent.gguf", "--type", "q4_k_m"), 1, "no such file"),
-        (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 1, "Q4_K"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q4_kk"), 2, "Q4_K"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn_q=q9"), 2, "no encoding 'q9'"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn("), 2, "tensor rule"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--tensor-type", "attn(=q8_0"), 2, "no regular expression"),
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--effort", "heroic"), 2, "fast, default, best"),
@@ -140,8 +213,28 @@ def test_overrides(cli: Cli, example_model: Path, tmp_path: Path) -> None:
         (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "-o", "absent/out.gguf"), 1, "no such folder"),
         (("hf-to-gguf", "EXAMPLE", "--type", "iq2_xxs"), 1, "importance"),
         (("verify", "absent.gguf"), 1, "absent.gguf"),
-        (("warmup", "q9_9"), 1, "q9_9"),
+        (("warmup", "q9_9"), 2, "q9_9"),
+        (("hf-to-gguf", "EXAMPLE", "--bpw", "nan"), 2, "--bpw is a number, not nan"),
+        (("hf-to-gguf", "EXAMPLE", "--bpw", "inf"), 2, "--bpw is a number, not inf"),
+        (("generate", "EXAMPLE", "-p", "a", "--memory", "nan"), 2, "--memory is a number"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--override-kv", "a.b=bool:maybe"), 2, "bool cannot hold 'maybe'"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--override-kv", "a.b=u8:300"), 2, "u8 cannot hold 300"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--damping", "0.1"), 2, "changes nothing without --method gptq"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--max-kld", "0.1"), 2, "changes nothing without --validate"),
+        (("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--measure-chunks", "4"), 2, "without --measure-on"),
+        (
+            ("hf-to-gguf", "EXAMPLE", "--type", "q8_0", "--include-weights", "ffn"),
+            2,
+            "--include-weights changes nothing without --imatrix or --calibration",
+        ),
         (("nonsense",), 2, "nonsense"),
+        (("convert", "EXAMPLE", "/"), 2, "/ is no name for an output"),
+        (
+            ("convert", "EXAMPLE", "out", "--to", "exl2", "--bpw", "4", "--damping", "0.1"),
+            2,
+            "does not go with --to exl2",
+        ),
+        (("convert", "EXAMPLE", "out", "--to", "awq", "--exclude-weights", "ffn"), 2, "does not go with --to awq"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -260,3 +353,12 @@ def _command_names(app: typer.Typer) -> set[str]:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     return set(group.commands)
+
+
+def test_a_device_is_never_replaced(cli: Cli, example_model: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = cli("hf-to-gguf", example_model, "-o", pipe, "--type", "q4_0", "--force")
+    assert done.code == 1
+    assert "a device, a pipe or a socket" in done.err
+    assert pipe.is_fifo()

@@ -110,7 +110,7 @@ def test_refusals(cli: Cli, path: Path, tmp_path: Path) -> None:
     for words, message in (
         (("set", path), "nothing to set"),
         (("set", path, "new.key=5"), "no key 'new.key' yet, so it needs a type"),
-        (("set", path, "llama.rope.freq_base=x"), "could not convert"),
+        (("set", path, "llama.rope.freq_base=x"), "cannot hold 'x'"),
         (("set", path, "general.architecture=gemma"), "readers choose names and shapes"),
         (("set", path, "--file", f"general.name={tmp_path}/none"), "no such file"),
         (("unset", path, "general.nme"), "Nearest: general.name"),

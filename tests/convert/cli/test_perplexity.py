@@ -115,15 +115,40 @@ def test_refusals_come_before_work(cli: Cli, example_model: Path, text: Path, tm
         ((), "--text is missing"),
         (("--text", short), "tokens, but at least two contexts (1024) are needed"),
         (("--text", tmp_path / "absent"), "there is no such text file"),
+        (("--text", tmp_path), "it is a folder, not a text file"),
+        (("--text", example_model / "model.safetensors"), "it is no text"),
         (("--text", text, "--figure", tmp_path / "a.png"), "needs --base"),
         (("--text", text, "--stride", 8, "--save-logits", tmp_path / "a"), "no strided mode"),
-        (("--text", text, "--save-base", text), "the output exists"),
+        (("--text", text, "--save-base", text), "the output is the input itself"),
+        (("--text", text, "--save-base", Path(__file__)), "the output exists"),
         (("--base", text), "no base of log-probabilities"),
     ):
         done = cli("perplexity", example_model, *words)
         assert done.code in (1, 2)
         assert message in done.err
         assert done.out == ""
+
+
+def test_a_base_brings_its_windows(cli: Cli, example_model: Path, text: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.kl"
+    cut = ("-c", 64, "--chunks", 4)
+    assert cli("perplexity", example_model, "--text", text, *cut, "--save-base", base).code == 0
+    for words in (("-c", 32), ("--chunks", 2), ("--stride", 8)):
+        done = cli("perplexity", example_model, "--base", base, *words)
+        assert done.code == 2
+        assert "the base brings its own 4 windows of 64 tokens" in done.err
+    assert cli("perplexity", example_model, "--base", base, *cut).code == 0
+
+
+def test_windows_longer_than_the_model_was_trained_for(
+    cli: Cli, example_model: Path, text: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.gguf"
+    told = ("--override-kv", "llama.context_length=u32:32")
+    assert cli("hf-to-gguf", example_model, "-o", short, *told).code == 0
+    done = cli("perplexity", short, "--text", text, "-c", 64, "--chunks", 1)
+    assert "trained for 32 tokens, and is given 64" in done.err
+    assert "trained for" not in cli("perplexity", short, "--text", text, "-c", 32, "--chunks", 1).err
 
 
 def test_a_figure_without_matplotlib(

@@ -130,3 +130,18 @@ def test_interrupts_end_with_one_sentence(
     assert done.err.splitlines()[-1] == "interrupted; nothing unfinished is left behind"
     assert done.out == ""
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_measurement_of_types_says_that_it_goes_on(
+    cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(INTERRUPTED["quantize"], interrupt)
+    text = tmp_path / "long.txt"
+    text.write_text(PROSE.read_text(encoding="utf-8") * 2, encoding="utf-8")
+    words = ("--bpw", "4", "--measure-on", text, "--measure-chunks", "1")
+    done = cli("quantize", example_model, tmp_path / "q.gguf", *words)
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "note: interrupted; run the same command again to continue"
