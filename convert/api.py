@@ -98,7 +98,7 @@ def _pack(
     registries: Registries,
     progress: Callable[[int], None] | None,
 ) -> Result:
-    from .packed_folder import PackedRequest, plan_packed, run_packed
+    from .packed.folder import PackedRequest, plan_packed, run_packed
 
     if settings.type_name.lower() != "auto":
         raise UsageError(
@@ -132,7 +132,7 @@ def load_importance(settings: Settings, registries: Registries, model: Model) ->
         matrix = read_imatrix(settings.imatrix, registries.open_context(), compat=settings.compat)
     elif settings.calibration is not None:
         from ..formats.calibration import open_calibration
-        from .error_feedback import refuse_other_model
+        from .calibration.error_feedback import refuse_other_model
 
         with open_calibration(settings.calibration, registries.open_context()) as found:
             refuse_other_model(found.facts, found.path, model)
@@ -149,6 +149,6 @@ def add_feedback(plan: Plan, model: Model, settings: Settings, registries: Regis
     """
     if settings.calibration is None and settings.method == "plain":
         return plan
-    from .error_feedback import open_factors, plan_feedback
+    from .calibration.error_feedback import open_factors, plan_feedback
 
     return plan_feedback(plan, open_factors(settings, model, registries.open_context()))

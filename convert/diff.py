@@ -23,7 +23,7 @@ import numpy as np
 
 from ..formats.base import Model, Tensor
 from ..formats.metadata import Field
-from .edit_metadata import Change, same_value
+from .editing.edit_metadata import Change, same_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

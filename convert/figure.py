@@ -12,8 +12,8 @@ from ..errors import UsageError
 from ..formats.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from ..runtime.divergence import Compared
-    from ..runtime.windows import Windows
+    from ..runtime.measuring.divergence import Compared
+    from ..runtime.measuring.windows import Windows
 
 __all__ = ["check_figure", "draw_divergence"]
 

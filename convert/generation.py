@@ -13,10 +13,10 @@ import numpy as np
 
 from ..errors import UsageError
 from ..plugins.manager import Registries
-from ..runtime.generate import Reader, generate
+from ..runtime.generating.generate import Reader, generate
+from ..runtime.generating.sampling import Sampling
 from ..runtime.held import Held, hold, memory_budget
-from ..runtime.sampling import Sampling
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.tokenizing.tokenizer import Tokenizer
 from .measure import Subject, subject_of
 from .opening import open_model
 
@@ -96,7 +96,7 @@ def answer(
 ) -> Answer:
     """Generate behind ``prompt`` and ``show`` the text as it comes. Ctrl-C ends the answer, with what there is of it.
 
-    Raises as :func:`~qconv.runtime.generate.generate`.
+    Raises as :func:`~qconv.runtime.generating.generate.generate`.
     """
     stream, tokens, texts = tokenizer.stream(after=prompt), list[int](), list[str]()
     started = first = time.monotonic()

@@ -11,10 +11,10 @@ from pathlib import Path
 from ..errors import TokenizerError, UsageError
 from ..formats.base import Model
 from ..plugins.manager import Registries
-from ..runtime.identity import ModelIdentity, Text, identify_model
-from ..runtime.network import Network, load_network
-from ..runtime.tokenizer import Tokenizer, load_tokenizer
-from ..runtime.windows import Windows, cut_standard, cut_strided
+from ..runtime.building.network import Network, load_network
+from ..runtime.measuring.identity import ModelIdentity, Text, identify_model
+from ..runtime.measuring.windows import Windows, cut_standard, cut_strided
+from ..runtime.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from .opening import open_model
 
 __all__ = ["Cut", "Subject", "cut_text", "describe_cut", "open_subject", "subject_of"]
@@ -71,7 +71,7 @@ def subject_of(model: Model, registries: Registries) -> Subject:
 
 @dataclass(frozen=True)
 class Cut:
-    """How texts are cut into windows: see :mod:`qconv.runtime.windows`.
+    """How texts are cut into windows: see :mod:`qconv.runtime.measuring.windows`.
 
     Attributes:
         context: tokens per window.

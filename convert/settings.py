@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..formats.base import WriteOptions
 from ..formats.metadata import Field
 from ..quantizers.base import DEFAULT_OPTIONS, EncodeOptions
-from ..quantizers.feedback import DAMPING
+from ..quantizers.rounding.feedback import DAMPING
 
 __all__ = ["Budget", "Settings", "choose", "parse_size"]
 

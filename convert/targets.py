@@ -13,7 +13,7 @@ from ..plugins.manager import Registries
 __all__ = ["PACKED", "find_target"]
 
 PACKED = ("exl2", "gptq", "awq")
-"""Hugging Face folders with packed matrices, which have ways of their own: :mod:`.exl2_folder` and :mod:`.packed_folder`."""
+"""Hugging Face folders with packed matrices, which have ways of their own: :mod:`.exl2.folder` and :mod:`.packed.folder`."""
 
 _ENDING = re.compile(r"\.[A-Za-z]\w*")  # ".bin", ".q8_0"; not the ".2-1B" of a model's name
 

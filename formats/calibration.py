@@ -12,8 +12,8 @@ m is the number of experts of a stack, otherwise 1. Keys say what was measured, 
 
 ================================ =========================================================================================
 ``qconv.calibration.shared``     for each entry its names, joined by commas
-``qconv.calibration.weights``    digest of the model's weights, whatever file they lie in (:func:`qconv.runtime.identity.weights_digest`)
-``qconv.calibration.model``      SHA-256 of the model that was run (:mod:`qconv.runtime.identity`)
+``qconv.calibration.weights``    digest of the model's weights, whatever file they lie in (:func:`qconv.runtime.measuring.identity.weights_digest`)
+``qconv.calibration.model``      SHA-256 of the model that was run (:mod:`qconv.runtime.measuring.identity`)
 ``qconv.calibration.tokenizer``  SHA-256 of the tokenizer
 ``qconv.calibration.texts``      SHA-256 of each text
 ``qconv.calibration.datasets``   name of each text

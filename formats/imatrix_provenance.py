@@ -1,7 +1,7 @@
 """Where an importance matrix comes from: keys ``qconv.imatrix.*`` of its GGUF form.
 
 =============================== ==========================================================================
-``qconv.imatrix.models``        SHA-256 of each model that it was measured on (:mod:`qconv.runtime.identity`)
+``qconv.imatrix.models``        SHA-256 of each model that it was measured on (:mod:`qconv.runtime.measuring.identity`)
 ``qconv.imatrix.tokenizer``     SHA-256 of the tokenizer
 ``qconv.imatrix.texts``         SHA-256 of each text, in the order of ``imatrix.datasets``
 ``qconv.imatrix.bos``           ``left out``, ``kept`` or ``none``: what happened to the row of the first token

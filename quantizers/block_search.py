@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from . import simd as v
-from .kernel import EncodeKernel, inlined
-from .simd import LANES
+from .vectors import simd as v
+from .vectors.kernel import EncodeKernel, inlined
+from .vectors.simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Floats, Ints
+    from .vectors.simd import ByteArray, FloatArray, Floats, Ints
 
 __all__ = [
     "NEGLIGIBLE",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import simd as v
-from .kernel import inlined, kernel
+from .vectors import simd as v
+from .vectors.kernel import inlined, kernel
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Floats, Ints
+    from .vectors.simd import ByteArray, FloatArray, Floats, Ints
 
 __all__ = ["decode_halves"]
 

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from . import simd as v
 from .base import Codec
 from .block_search import (
     Efforts,
@@ -45,12 +44,13 @@ from .block_search import (
     search_encoder,
     search_scale,
 )
-from .kernel import DecodeKernel, EncodeKernel, block_codec, inlined, kernel, scratch, scratch_int
 from .minimum_search import search_minimum_and_scale
-from .simd import LANES
+from .vectors import simd as v
+from .vectors.kernel import DecodeKernel, EncodeKernel, block_codec, inlined, kernel, scratch, scratch_int
+from .vectors.simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Ints
+    from .vectors.simd import ByteArray, FloatArray, Ints
 
 __all__ = ["codec"]
 

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import simd as v
 from .base import Codec
 from .block_search import load_tile
-from .kernel import block_codec, inlined, kernel, scratch, scratch_int
-from .simd import LANES
+from .vectors import simd as v
+from .vectors.kernel import block_codec, inlined, kernel, scratch, scratch_int
+from .vectors.simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Floats, Ints
+    from .vectors.simd import ByteArray, FloatArray, Floats, Ints
 
 __all__ = ["codec"]
 

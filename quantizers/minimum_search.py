@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import simd as v
 from .block_search import NEGLIGIBLE, reciprocal, rounded_to_half
-from .kernel import inlined
-from .simd import LANES
+from .vectors import simd as v
+from .vectors.kernel import inlined
+from .vectors.simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import FloatArray, Floats
+    from .vectors.simd import FloatArray, Floats
 
 __all__ = ["search_minimum_and_scale"]
 

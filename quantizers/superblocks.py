@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import simd as v
-from .kernel import inlined
+from .vectors import simd as v
+from .vectors.kernel import inlined
 
 if TYPE_CHECKING:
-    from .simd import FloatArray, Floats
+    from .vectors.simd import FloatArray, Floats
 
 __all__ = [
     "GROUP_SCRATCH",

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import simd as v
 from .base import Codec
 from .block_search import load_tile, nearest_codes, reciprocal, search_encoder, search_scale
-from .kernel import block_codec, inlined, kernel, scratch
-from .simd import LANES
+from .vectors import simd as v
+from .vectors.kernel import block_codec, inlined, kernel, scratch
+from .vectors.simd import LANES
 
 if TYPE_CHECKING:
-    from .simd import ByteArray, FloatArray, Ints
+    from .vectors.simd import ByteArray, FloatArray, Ints
 
 __all__ = ["codec"]
 

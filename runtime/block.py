@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .alternating import correct_streams, learned_residual, predict_streams
-from .delta_net import delta_net
+from .attention.latent_attention import latent_attention
+from .attention.self_attention import self_attention
+from .building.layers import Alternating, Beside, Block, DeltaNet, Experts, KimiDelta, LatentAttention, Mamba2, Norm
 from .elementwise import sigmoid
 from .feed_forward import dense, mixture, sparse_dense
-from .hyper_connections import mix_streams, spread_result
-from .kimi_delta import kimi_delta
-from .latent_attention import latent_attention
-from .layer_inputs import layer_addition
-from .layers import Alternating, Beside, Block, DeltaNet, Experts, KimiDelta, LatentAttention, Mamba2, Norm
-from .mamba2 import mamba2
 from .norms import norm_function
+from .recurrent.delta_net import delta_net
+from .recurrent.kimi_delta import kimi_delta
+from .recurrent.mamba2 import mamba2
+from .residual.alternating import correct_streams, learned_residual, predict_streams
+from .residual.hyper_connections import mix_streams, spread_result
+from .residual.layer_inputs import layer_addition
 from .run import Run
-from .self_attention import self_attention
 from .weights import product
 
 if TYPE_CHECKING:

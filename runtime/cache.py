@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import ModelError, UsageError
 from ..quantizers.base import Encoding
 from ..quantizers.catalog import BUILT_IN
+from .building.configuration import Configuration
 from .cache_places import Places
-from .configuration import Configuration
 from .workers import Workers
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .configuration import Routing
+from .building.configuration import Routing
+from .building.layers import Dense, Experts
 from .elementwise import ACTIVATIONS, JOINING, limit_gate, sigmoid, softmax
 from .hooks import Hooks
-from .layers import Dense, Experts
 from .weights import product, products
 from .workers import Workers
 

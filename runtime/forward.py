@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError, UsageError
-from .alternating import merge_streams, open_streams
+from .attention.latent_attention import HEADS_AT_ONCE
+from .attention.rope import rope_table
+from .attention.rope_settings import RopeSettings
 from .block import run_block
+from .building.layers import Block, Experts
+from .building.network import Network
 from .cache import Cache
 from .head import Logits, yield_logits
 from .hooks import Collector, Hooks, Trace
-from .hyper_connections import join_streams, repeat_streams
-from .latent_attention import HEADS_AT_ONCE
-from .layer_inputs import layer_inputs, look_up
-from .layers import Block, Experts
-from .network import Network
-from .rope import rope_table
-from .rope_settings import RopeSettings
+from .residual.alternating import merge_streams, open_streams
+from .residual.hyper_connections import join_streams, repeat_streams
+from .residual.layer_inputs import layer_inputs, look_up
 from .run import Run, Span
 from .workers import Workers
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .building.network import Network
 from .elementwise import soft_cap
 from .hooks import Hooks
-from .network import Network
 from .norms import normalise
 from .weights import product
 from .workers import Workers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .configuration import Configuration
+from .building.configuration import Configuration
+from .building.layers import HeadNorm, Norm
 from .elementwise import layer_norm, rms_norm
-from .layers import HeadNorm, Norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .building.configuration import Configuration
 from .cache import Cache
-from .configuration import Configuration
 from .hooks import Hooks
 from .workers import Workers
 

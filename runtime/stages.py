@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .block import run_attention, run_block, run_feed_forward
+from .building.layers import Attention, Block, DeltaNet, Dense, Experts, KimiDelta, LatentAttention, Mamba2
+from .building.network import Network, refuse_bound_blocks
 from .forward import check_finite, check_tokens, embed, start_run
 from .hooks import Collector, tensor_names
-from .hyper_connections import join_streams
-from .layers import Attention, Block, DeltaNet, Dense, Experts, KimiDelta, LatentAttention, Mamba2
-from .network import Network, refuse_bound_blocks
 from .norms import normalise
+from .residual.hyper_connections import join_streams
 from .run import Run
 from .weights import Linear
 from .workers import Workers

@@ -29,22 +29,22 @@ from bench_runtime import PROSE, Figure, write_text
 from threadpoolctl import threadpool_limits
 
 import qconv
-from qconv.convert import exl2_passes
-from qconv.convert.exl2_modules import exl2_subject
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
+from qconv.convert.calibration.streams import Streams
+from qconv.convert.exl2 import passes as exl2_passes
+from qconv.convert.exl2.modules import exl2_subject
 from qconv.convert.measure import Cut, cut_text, open_subject
-from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Settings
-from qconv.convert.streams import Streams
 from qconv.plugins import load_plugins
 from qconv.quantizers.base import DEFAULT_OPTIONS, Encoding
 from qconv.quantizers.budget import Options, bounds, solve
-from qconv.quantizers.exl2_options import attention_options
-from qconv.quantizers.exl2_rounding import exl2_factor, quantize_exl2
-from qconv.quantizers.feedback import Factor, factorize
-from qconv.quantizers.feedback_rounding import encode_with_feedback
-from qconv.runtime.identity import read_text
-from qconv.runtime.network import load_network
-from qconv.runtime.perplexity import score
+from qconv.quantizers.rounding.exl2_options import attention_options
+from qconv.quantizers.rounding.exl2_rounding import exl2_factor, quantize_exl2
+from qconv.quantizers.rounding.feedback import Factor, factorize
+from qconv.quantizers.rounding.feedback_rounding import encode_with_feedback
+from qconv.runtime.building.network import load_network
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.perplexity import score
 
 REGISTRIES = load_plugins().registries()
 WIDTH = 2048

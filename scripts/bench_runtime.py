@@ -95,8 +95,8 @@ def bench_start(folder: Path) -> list[Figure]:
 def forward_pass(path: Path, count: int, length: int) -> float:
     """Let random tokens pass through the model at ``path``, logits after each last token; return the seconds."""
     import qconv
+    from qconv.runtime.building.network import load_network
     from qconv.runtime.forward import forward
-    from qconv.runtime.network import load_network
 
     with qconv.open(path) as model:
         started = time.perf_counter()

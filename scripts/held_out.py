@@ -9,9 +9,9 @@ import numpy as np
 import qconv
 from qconv.convert.measure import Cut, cut_text, subject_of
 from qconv.plugins import load_plugins
-from qconv.runtime.divergence import compare, log_probabilities
-from qconv.runtime.identity import read_text
-from qconv.runtime.perplexity import scored_rows
+from qconv.runtime.measuring.divergence import compare, log_probabilities
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.perplexity import scored_rows
 
 CONTEXT, CHUNKS = 256, 100
 """Windows of llama.cpp's figures in ``specs/fidelity-baseline.md``."""

@@ -23,13 +23,13 @@ from measure_feedback import calibrate
 import qconv
 from qconv.convert.api import load_importance
 from qconv.convert.budget import Request, TensorCosts, choose, measure
-from qconv.convert.error_feedback import open_factors
+from qconv.convert.calibration.error_feedback import open_factors
 from qconv.convert.jobs import run_plan
 from qconv.convert.measure import Cut, cut_text, subject_of
 from qconv.convert.settings import Budget, Settings
 from qconv.formats.base import Model
 from qconv.plugins import load_plugins
-from qconv.runtime.identity import read_text
+from qconv.runtime.measuring.identity import read_text
 
 MIXTURES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M")
 

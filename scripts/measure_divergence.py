@@ -28,13 +28,13 @@ from qconv.convert.measure import Cut, Subject, cut_text, open_subject
 from qconv.plugins.manager import load_plugins
 from qconv.quantizers.base import EncodeOptions, Encoding, ImportanceUse
 from qconv.quantizers.importance import ImportanceMatrix
-from qconv.runtime.divergence import compare, log_probabilities
+from qconv.runtime.building.network import Network, load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.identity import read_text
-from qconv.runtime.importance import ImportanceCollector
-from qconv.runtime.network import Network, load_network
-from qconv.runtime.perplexity import batches, scored_rows
-from qconv.runtime.windows import Windows
+from qconv.runtime.measuring.divergence import compare, log_probabilities
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.importance import ImportanceCollector
+from qconv.runtime.measuring.perplexity import batches, scored_rows
+from qconv.runtime.measuring.windows import Windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

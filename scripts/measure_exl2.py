@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qconv.convert.exl2_folder import Exl2Request, write_exl2
+from qconv.convert.exl2.folder import Exl2Request, write_exl2
 from qconv.convert.measure import Cut, Subject, cut_text, open_subject
 from qconv.plugins.manager import load_plugins
-from qconv.runtime.identity import read_text
-from qconv.runtime.perplexity import score
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.perplexity import score
 
 RATES = (3.0, 4.0, 5.0, 6.0)
 CALIBRATION = Cut(context=512, limit=24)

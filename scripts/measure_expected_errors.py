@@ -1,4 +1,4 @@
-"""Print the relative error of every encoding on weights of several kinds: what runtime/expected_errors.json is twice of.
+"""Print the relative error of every encoding on weights of several kinds: what runtime/measuring/expected_errors.json is twice of.
 
 python scripts/measure_expected_errors.py examples/prose-llama-7m
 """

@@ -16,11 +16,11 @@ from pathlib import Path
 from held_out import CHUNKS, CONTEXT, HeldOut
 
 import qconv
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
 from qconv.convert.measure import Cut, cut_text, open_subject
-from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Settings
 from qconv.plugins import load_plugins
-from qconv.runtime.identity import read_text
+from qconv.runtime.measuring.identity import read_text
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "IQ3_S", "IQ4_XS")
 CALIBRATION_CHUNKS = 200

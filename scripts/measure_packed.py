@@ -19,17 +19,17 @@ from types import MappingProxyType
 import numpy as np
 
 import qconv
-from qconv.convert.activation_folds import find_folds, scale_tensors
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
 from qconv.convert.measure import Cut, cut_text, subject_of
-from qconv.convert.packed_folder import PackedRequest, plan_packed, run_packed
-from qconv.convert.second_moments import MomentJob, measure_moments
+from qconv.convert.packed.activation_folds import find_folds, scale_tensors
+from qconv.convert.packed.folder import PackedRequest, plan_packed, run_packed
 from qconv.convert.settings import Settings
 from qconv.formats.base import Model
 from qconv.plugins import load_plugins
-from qconv.runtime.divergence import compare_logits
-from qconv.runtime.identity import read_text
-from qconv.runtime.network import load_network
-from qconv.runtime.perplexity import scored_rows
+from qconv.runtime.building.network import load_network
+from qconv.runtime.measuring.divergence import compare_logits
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.perplexity import scored_rows
 
 CALIBRATION_CHUNKS, CONTEXT = 200, 512
 OUTLIER = 32.0  # a power of 2: nothing is rounded

@@ -10,13 +10,13 @@ from ...formats.base import Format, Model
 from ...formats.whole_file import refuse_existing, refuse_foreign, whole_file
 from ...plugins.manager import Registries
 from ...quantizers.importance import ImportanceMatrix
-from ...runtime.identity import read_text
-from ..error_feedback import open_factors
+from ...runtime.measuring.identity import read_text
+from ..calibration.error_feedback import open_factors
 from ..figure import check_figure
 from ..measure import Cut, subject_of
 from ..progress import Bar, no_bar
 from ..settings import Settings
-from ..validate import cut_for_validation
+from ..validation.validate import cut_for_validation
 from .checkpoint import Checkpoint, forget, job_digest
 from .figure import draw_front
 from .fit import Fit, Request, fit

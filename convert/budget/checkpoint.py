@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ... import __version__
 from ...errors import OutputError
-from ...runtime.identity import ModelIdentity
-from ...runtime.windows import Windows, token_digest
+from ...runtime.measuring.identity import ModelIdentity
+from ...runtime.measuring.windows import Windows, token_digest
 from .rounding import Rounding
 
 __all__ = ["Checkpoint", "checkpoint_path", "forget", "job_digest"]

@@ -15,8 +15,8 @@ from ...plugins.manager import Registries
 from ...quantizers.budget import Options, bounds, solve
 from ...quantizers.importance import ImportanceMatrix
 from ...quantizers.recipes.tables import recipes
-from ...runtime.windows import Windows
-from ..error_feedback import Factors, plan_feedback
+from ...runtime.measuring.windows import Windows
+from ..calibration.error_feedback import Factors, plan_feedback
 from ..plan import Plan, Step, make_plan
 from ..progress import Bar, no_bar
 from ..settings import Budget, Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import UsageError
-from ...runtime.windows import Windows
+from ...runtime.measuring.windows import Windows
 from ..plan import Plan
 from ..progress import Bar, no_bar
 from ..settings import Budget

@@ -10,14 +10,14 @@ import numpy as np
 
 from ...formats.base import Tensor
 from ...quantizers.base import EncodeOptions, Encoding, ImportanceUse
-from ...quantizers.feedback import Factor, error_costs
-from ...quantizers.feedback_rounding import encode_with_feedback, takes_feedback
 from ...quantizers.importance import ImportanceMatrix
+from ...quantizers.rounding.feedback import Factor, error_costs
+from ...quantizers.rounding.feedback_rounding import encode_with_feedback, takes_feedback
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..error_feedback import Factors
+    from ..calibration.error_feedback import Factors
 
     Floats = NDArray[np.float32]
 

@@ -24,17 +24,17 @@ from ...formats.base import Model, Tensor
 from ...formats.predictions import block_of, first_prediction
 from ...quantizers.base import Encoding, ImportanceUse
 from ...quantizers.recipes.choose import needs_importance
-from ...runtime.bases import compare_with_base
-from ...runtime.compact_base import DEFAULT_KEPT, TopRows, encode_top
-from ...runtime.network import load_network
-from ...runtime.perplexity import scored_rows
+from ...runtime.building.network import load_network
+from ...runtime.measuring.bases import compare_with_base
+from ...runtime.measuring.compact_base import DEFAULT_KEPT, TopRows, encode_top
+from ...runtime.measuring.perplexity import scored_rows
 from .checkpoint import Checkpoint
 from .rounding import Rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...runtime.windows import Windows
+    from ...runtime.measuring.windows import Windows
 
 __all__ = [
     "Candidate",

@@ -10,7 +10,7 @@ import typer
 from . import options
 
 if TYPE_CHECKING:
-    from ..second_moments import Measured, MomentJob
+    from ..calibration.second_moments import Measured, MomentJob
 
 __all__ = ["register"]
 
@@ -64,10 +64,10 @@ def calibrate(
     from ...formats.whole_file import refuse_existing
     from ...plugins.manager import load_plugins
     from ...runtime.held import memory_budget
-    from ...runtime.identity import read_text
-    from ...runtime.windows import join
+    from ...runtime.measuring.identity import read_text
+    from ...runtime.measuring.windows import join
+    from ..calibration.second_moments import MomentJob
     from ..measure import Cut, cut_text, open_subject
-    from ..second_moments import MomentJob
     from .running import identified, tell_notes
 
     if not text:
@@ -97,7 +97,7 @@ def calibrate(
 
 def _measure(job: MomentJob, output: Path, memory: int, force: bool, threads: int | None, quiet: bool) -> Measured:
     """Carry a job out, with progress; Ctrl-C leaves what is done and exits with 1."""
-    from ..second_moments import measure_moments
+    from ..calibration.second_moments import measure_moments
     from . import report
     from .running import running_bar
 

@@ -12,9 +12,9 @@ from . import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...runtime.chat_template import ChatTemplate, Conversation
-    from ...runtime.generate import Reader
-    from ...runtime.tokenizer import Tokenizer
+    from ...runtime.generating.chat_template import ChatTemplate, Conversation
+    from ...runtime.generating.generate import Reader
+    from ...runtime.tokenizing.tokenizer import Tokenizer
     from ..generation import Answer, Draw
 
 __all__ = ["register"]
@@ -63,8 +63,8 @@ def chat(
     """
     from ...plugins.manager import load_plugins
     from ...runtime.cache import CACHE_TYPES, make_cache
-    from ...runtime.chat_template import read_chat_template
-    from ...runtime.generate import Reader
+    from ...runtime.generating.chat_template import read_chat_template
+    from ...runtime.generating.generate import Reader
     from ..generation import budget_of, draw_of, open_held
     from ..settings import choose
     from . import report
@@ -153,7 +153,7 @@ class _Talk:
 
     def answer(self, line: str) -> bool:
         """Answer one message; return whether Ctrl-C cut the answer off. A message whose answer fails is taken back."""
-        from ...runtime.chat_template import read_conversation
+        from ...runtime.generating.chat_template import read_conversation
         from ..generation import answer
         from . import report
         from .speech import say

@@ -29,8 +29,8 @@ from .validate import show_receipt
 if TYPE_CHECKING:
     from ...quantizers.importance import ImportanceMatrix
     from ..budget import Fit
-    from ..certify import Certifier
-    from ..validate import Receipt
+    from ..validation.certify import Certifier
+    from ..validation.validate import Receipt
 
 __all__ = ["convert", "plan_as_json"]
 
@@ -105,7 +105,7 @@ def _pruned(
 
 def _certifier(model: Model, target: Format, settings: Settings, registries: Registries, quiet: bool) -> Certifier:
     """Return what validates the result before it is sealed."""
-    from ..certify import Certifier
+    from ..validation.certify import Certifier
     from .running import running_bar
 
     if target.name != "gguf":
@@ -175,7 +175,7 @@ def _forget(found: Fit | None, output: Path) -> None:
 
 def _keep_receipt(certifier: Certifier, result: Path) -> Receipt | None:
     """Write the receipt beside the result and return it; None where an earlier run had done everything but rename."""
-    from ..receipt import receipt_path, write_receipt
+    from ..validation.receipt import receipt_path, write_receipt
 
     if certifier.receipt is None:
         report.note("an earlier run has validated this; the file's qconv.receipt keys say with what result")

@@ -13,7 +13,7 @@ from . import options
 if TYPE_CHECKING:
     from ...formats.base import Model
     from ..diff import Difference, TensorDifference
-    from ..edit_metadata import Change
+    from ..editing.edit_metadata import Change
 
 __all__ = ["register"]
 
@@ -99,7 +99,7 @@ def _diff(
 
 
 def _as_json(first: Model, second: Model, difference: Difference) -> Mapping[str, object]:
-    from ..metadata_values import as_json, finite
+    from ..editing.metadata_values import as_json, finite
 
     return {
         "first": {"path": str(first.path), "format": first.format, "architecture": first.architecture},
@@ -190,7 +190,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _change(it: Change) -> tuple[str, str, str]:
     from ...formats.summary import printable
     from ..diff import first_difference
-    from ..metadata_values import as_text, element_text, type_and_length
+    from ..editing.metadata_values import as_text, element_text, type_and_length
 
     key, one, other = printable(it.key), it.before, it.after
     if one is None or other is None or not (one.is_array and other.is_array):

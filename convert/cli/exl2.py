@@ -15,7 +15,7 @@ from .packed import refused
 if TYPE_CHECKING:
     from ...formats.base import Model
     from ...plugins.manager import Registries
-    from ..exl2_folder import Exl2Result
+    from ..exl2.folder import Exl2Result
     from ..settings import Settings
 
 __all__ = ["Calibration", "CalibrationChunks", "CalibrationContext", "HeadBits", "Measurement", "to_exl2"]
@@ -75,9 +75,9 @@ def to_exl2(
 
     ``others`` are further options that do not go with it, and whether they are given.
     """
-    from ...runtime.identity import read_text
-    from ...runtime.windows import join
-    from ..exl2_folder import Exl2Request, check_request, write_exl2
+    from ...runtime.measuring.identity import read_text
+    from ...runtime.measuring.windows import join
+    from ..exl2.folder import Exl2Request, check_request, write_exl2
     from ..measure import Cut, cut_text, subject_of
     from . import report
     from .running import running_bar, tell_notes
@@ -116,7 +116,7 @@ def to_exl2(
 
 def _others(settings: Settings) -> dict[str, bool]:
     """Return the options that a conversion to EXL2 has no use for, and whether they are given."""
-    from ...quantizers.feedback import DAMPING
+    from ...quantizers.rounding.feedback import DAMPING
 
     return {
         **refused(settings),

@@ -60,7 +60,7 @@ def generate(
 
     from ...plugins.manager import load_plugins
     from ...runtime.cache import CACHE_TYPES, make_cache
-    from ...runtime.generate import Reader
+    from ...runtime.generating.generate import Reader
     from ..generation import answer, budget_of, draw_of, open_held
     from ..settings import choose
     from . import report

@@ -12,8 +12,8 @@ from . import options
 if TYPE_CHECKING:
     from ...formats.imatrix_provenance import Provenance
     from ...quantizers.importance import ImportanceMatrix
-    from ...runtime.importance_statistics import TensorStatistics
-    from ..calibrate import Calibration
+    from ...runtime.measuring.importance_statistics import TensorStatistics
+    from ..calibration.calibrate import Calibration
 
 __all__ = ["register"]
 
@@ -75,9 +75,9 @@ def imatrix(
     from ...formats.whole_file import refuse_existing
     from ...plugins.manager import load_plugins
     from ...quantizers.importance import merge as add_up
-    from ...runtime.identity import read_text
-    from ...runtime.windows import join
-    from ..calibrate import Calibration, checkpoint_path, save_importance
+    from ...runtime.measuring.identity import read_text
+    from ...runtime.measuring.windows import join
+    from ..calibration.calibrate import Calibration, checkpoint_path, save_importance
     from ..locking import sole_writer
     from ..measure import Cut, cut_text, open_subject
     from ..settings import choose
@@ -139,7 +139,7 @@ def _true_counts(matrix: ImportanceMatrix, path: Path, context: int) -> Importan
 
 def _measure(job: Calibration, output: Path, threads: int | None, quiet: bool) -> ImportanceMatrix:
     """Carry a job out, with progress; Ctrl-C leaves the checkpoint and exits with 1."""
-    from ..calibrate import checkpoint_path, measure_importance
+    from ..calibration.calibrate import checkpoint_path, measure_importance
     from . import report
     from .running import running_bar
 
@@ -166,7 +166,7 @@ def _show(
 ) -> None:
     from dataclasses import asdict
 
-    from ...runtime.importance_statistics import coverage, layer_statistics, tensor_statistics
+    from ...runtime.measuring.importance_statistics import coverage, layer_statistics, tensor_statistics
     from . import report
 
     covered = coverage(matrix, min_tokens)
@@ -220,7 +220,7 @@ def _few(numbers: tuple[int, ...]) -> str:
 
 def _show_statistics(tensors: list[TensorStatistics]) -> None:
     """Print the tables of tensors and of layers."""
-    from ...runtime.importance_statistics import layer_statistics
+    from ...runtime.measuring.importance_statistics import layer_statistics
     from . import report
 
     columns = (

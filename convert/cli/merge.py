@@ -36,10 +36,10 @@ def merge(
 ) -> None:
     """Join the parts of a GGUF model. Every part is checked before a byte is written."""
     from ...plugins.manager import load_plugins
+    from ..editing.split import check_bytes, plan_merge
+    from ..editing.transfer import run_transfer
     from ..output import check_output
     from ..settings import Settings
-    from ..split import check_bytes, plan_merge
-    from ..transfer import run_transfer
     from . import report
     from .split import show_parts, transfer_as_json
 

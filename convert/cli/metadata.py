@@ -12,7 +12,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ...formats.metadata import Field
-    from ..edit_metadata import Edited
+    from ..editing.edit_metadata import Edited
 
 __all__ = ["register"]
 
@@ -48,7 +48,7 @@ def show(
     """List every metadata key with its type and value."""
     from ...formats.summary import printable
     from ...plugins.manager import load_plugins
-    from .. import metadata_values as values
+    from ..editing import metadata_values as values
     from . import report
 
     chosen = values.matching(values.read_metadata(model, load_plugins().registries()), keys)
@@ -88,7 +88,7 @@ def set_keys(
 ) -> None:
     """Set metadata keys, in place where they fit."""
     from ...errors import UsageError
-    from ..metadata_values import parse_assignments
+    from ..editing.metadata_values import parse_assignments
 
     if not assignments and not files:
         raise UsageError("nothing to set", remedy="Name at least one KEY=TYPE:VALUE, or --file KEY=PATH.")
@@ -124,7 +124,7 @@ def copy(
 ) -> None:
     """Copy metadata keys from another model, such as its chat template or tokenizer."""
     from ...plugins.manager import load_plugins
-    from ..metadata_values import keys_to_copy, read_metadata
+    from ..editing.metadata_values import keys_to_copy, read_metadata
 
     chosen = keys_to_copy(read_metadata(source, load_plugins().registries()), keys, source)
     _edit(model, lambda old: chosen, (), force, dry_run, as_json)
@@ -139,8 +139,8 @@ def _edit(
     as_json: bool,
 ) -> None:
     from ...plugins.manager import load_plugins
-    from ..edit_metadata import edit_metadata
-    from ..metadata_values import as_json as plain
+    from ..editing.edit_metadata import edit_metadata
+    from ..editing.metadata_values import as_json as plain
     from . import report
 
     encodings = load_plugins().registries().encodings
@@ -168,7 +168,7 @@ def _edit(
 
 
 def _show(model: Path, done: Edited, dry_run: bool) -> None:
-    from ..metadata_values import as_text, type_and_length
+    from ..editing.metadata_values import as_text, type_and_length
     from . import report
 
     screen = report.console()

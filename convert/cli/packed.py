@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...formats.base import Model
     from ...plugins.manager import Registries
     from ..jobs import Result
-    from ..packed_folder import PackedPlan
+    from ..packed.folder import PackedPlan
     from ..settings import Settings
 
 __all__ = ["GroupSize", "StaticGroups", "Symmetric", "refused", "to_packed"]
@@ -91,7 +91,7 @@ def to_packed(
     ``others`` are further options that do not go with it, and whether they are given.
     """
     from ..output import check_output
-    from ..packed_folder import PackedRequest, plan_packed, run_packed
+    from ..packed.folder import PackedRequest, plan_packed, run_packed
     from . import report
 
     bits = settings.budget is not None and settings.budget.bits_per_weight is not None

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ...runtime.bases import Base
-    from ...runtime.divergence import Summary
-    from ...runtime.identity import Text
-    from ...runtime.losses import Mean
-    from ...runtime.perplexity import Sink
-    from ...runtime.windows import Windows
+    from ...runtime.measuring.bases import Base
+    from ...runtime.measuring.divergence import Summary
+    from ...runtime.measuring.identity import Text
+    from ...runtime.measuring.losses import Mean
+    from ...runtime.measuring.perplexity import Sink
+    from ...runtime.measuring.windows import Windows
     from ..measure import Cut, Subject
 
 __all__ = ["register"]
@@ -85,9 +85,9 @@ def perplexity(
     from ...errors import UsageError
     from ...formats.whole_file import refuse_existing
     from ...plugins.manager import load_plugins
-    from ...runtime.bases import open_base
     from ...runtime.cache import CACHE_TYPES
-    from ...runtime.identity import read_text
+    from ...runtime.measuring.bases import open_base
+    from ...runtime.measuring.identity import read_text
     from ..figure import check_figure
     from ..measure import Cut, open_subject
     from ..settings import choose
@@ -138,9 +138,9 @@ def _windows(subject: Subject, texts: Sequence[Text], cut: Cut, base: Base | Non
     """Return the windows of each text, those of the base where there is none."""
     from dataclasses import replace
 
-    from ...runtime.bases import check_base
-    from ...runtime.logits_file import LogitsFile
-    from ...runtime.windows import join
+    from ...runtime.measuring.bases import check_base
+    from ...runtime.measuring.logits_file import LogitsFile
+    from ...runtime.measuring.windows import join
     from ..measure import Cut, cut_text
 
     if base is None:
@@ -167,7 +167,7 @@ class _Measurement:
     def __init__(
         self, subject: Subject, texts: Sequence[Text], base: Base | None, parts: Sequence[Windows], cache_type: str
     ) -> None:
-        from ...runtime.windows import join
+        from ...runtime.measuring.windows import join
 
         self.subject = subject
         self.texts = texts
@@ -183,8 +183,8 @@ class _Measurement:
         self, save_logits: Path | None, save_base: Path | None, base_tokens: int, threads: int | None, quiet: bool
     ) -> None:
         """Score all windows, writing bases on the way."""
-        from ...runtime.divergence import concatenate
-        from ...runtime.perplexity import score
+        from ...runtime.measuring.divergence import concatenate
+        from ...runtime.measuring.perplexity import score
         from .running import running_bar
 
         started = time.monotonic()
@@ -222,8 +222,8 @@ class _Measurement:
     ) -> tuple[list[Sink], list[Any]]:
         """Open the bases to write; return what takes their rows, and what ends them."""
         from ...formats.whole_file import whole_file
-        from ...runtime.compact_base import CompactWriter
-        from ...runtime.logits_file import encode_records, start_logits_file
+        from ...runtime.measuring.compact_base import CompactWriter
+        from ...runtime.measuring.logits_file import encode_records, start_logits_file
 
         sinks: list[Sink] = []
         finish = []
@@ -255,9 +255,9 @@ class _Measurement:
         """Print the results."""
         import numpy as np
 
-        from ...runtime.compact_base import CompactBase
-        from ...runtime.divergence import MIN_POSITIONS, summarise
-        from ...runtime.losses import estimate
+        from ...runtime.measuring.compact_base import CompactBase
+        from ...runtime.measuring.divergence import MIN_POSITIONS, summarise
+        from ...runtime.measuring.losses import estimate
         from ..measure import describe_cut
         from . import report
 

@@ -99,7 +99,7 @@ def tell_notes(*subjects: Subject, context: int = 0) -> None:
 
 def identified(subject: Subject, quiet: bool = False) -> Subject:
     """Return a subject whose identity is known, having read every byte of it; with progress, where there are many."""
-    from ...runtime.identity import identify_model
+    from ...runtime.measuring.identity import identify_model
 
     total = sum(tensor.nbytes for tensor in subject.model.tensors.values())
     with report.progress_bar(f"digest {subject.model.path.name}", total, quiet or total < _LARGE) as progress:

@@ -10,7 +10,7 @@ import typer
 from . import options
 
 if TYPE_CHECKING:
-    from ..transfer import Transfer, Transferred
+    from ..editing.transfer import Transfer, Transferred
 
 __all__ = ["register", "show_parts", "transfer_as_json"]
 
@@ -43,10 +43,10 @@ def split(
     """Cut a GGUF model into parts, named as llama.cpp's: no weight is changed."""
     from ...formats.base import WriteOptions
     from ...plugins.manager import load_plugins
+    from ..editing.split import plan_split
+    from ..editing.transfer import run_transfer
     from ..output import check_output
     from ..settings import Settings, parse_size
-    from ..split import plan_split
-    from ..transfer import run_transfer
     from . import report
 
     context = load_plugins().registries().open_context()

@@ -10,7 +10,7 @@ import typer
 from . import options
 
 if TYPE_CHECKING:
-    from ..validate import Receipt
+    from ..validation.validate import Receipt
 
 __all__ = ["register", "show_receipt"]
 
@@ -39,12 +39,12 @@ def validate(
 
     from ...errors import UsageError
     from ...plugins.manager import load_plugins
-    from ...runtime.identity import read_text
+    from ...runtime.measuring.identity import read_text
     from ..measure import Cut, open_subject
-    from ..receipt import check_receipt_path, receipt_path, write_receipt
     from ..settings import Settings
-    from ..validate import cut_for_validation
-    from ..validate import validate as compare
+    from ..validation.receipt import check_receipt_path, receipt_path, write_receipt
+    from ..validation.validate import cut_for_validation
+    from ..validation.validate import validate as compare
     from . import report
     from .running import identified, running_bar, tell_notes
 

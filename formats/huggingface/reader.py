@@ -14,13 +14,7 @@ from ..architectures.transforms import constant
 from ..base import Model, OpenContext, Tensor
 from .assembly import assemble, check_names, dropped_notes, measured_values
 from .checkpoint import NO_CHECKPOINT, Checkpoint, open_checkpoint
-from .configuration import (
-    Values,
-    check_configuration,
-    hyper_parameter_metadata,
-    read_hyper_parameters,
-    text_section,
-)
+from .configuration import Values, check_configuration, hyper_parameter_metadata, read_hyper_parameters, text_section
 from .identity import general_metadata, model_name, read_model_card, size_label
 from .json_files import read_json_object
 from .matching import choose_architecture, is_headless
@@ -29,7 +23,7 @@ from .pooling import read_pooling
 from .quantized import Weights, unpack_weights, with_quantization, without_padding, without_spares
 from .rope import RopeResult, read_rope
 from .shapes import check_shapes
-from .tokenizer import read_tokenizer
+from .tokenizing.tokenizer import read_tokenizer
 
 __all__ = ["Described", "open_huggingface"]
 

@@ -16,7 +16,7 @@ from ..base import Model, OpenContext, Tensor
 from ..huggingface.configuration import hyper_parameter_metadata, read_hyper_parameters
 from ..huggingface.identity import general_metadata, model_name, size_label
 from ..huggingface.rope import read_rope
-from ..huggingface.tokenizer import TokenizerResult, read_tokenizer
+from ..huggingface.tokenizing.tokenizer import TokenizerResult, read_tokenizer
 from ..metadata import string
 from ..stored import StoredTensor, lazy_tensor
 from .checklist import NAME as CHECKLIST

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ...errors import FormatError, TokenizerError
 from ..byte_ranks import TOKEN_MAX, check_ranks, ranked_merges, token_texts
-from ..huggingface.tokenizer_files import read_bytes
-from ..huggingface.tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
+from ..huggingface.tokenizing.files import read_bytes
+from ..huggingface.tokenizing.vocabulary import MAX_TOKENS, TokenType, Vocabulary
 from ..metadata import string, strings
 
 __all__ = ["is_tiktoken", "tiktoken_vocabulary"]

@@ -25,9 +25,9 @@ from ..huggingface.quantized import Weights, unpack_weights
 from ..huggingface.reader import Described
 from ..huggingface.rope import read_rope
 from ..huggingface.shapes import check_shapes
-from ..huggingface.tokenizer import TokenizerResult, read_tokenizer
-from ..huggingface.tokenizer_protobuf import read_sentencepiece
-from ..huggingface.tokenizer_sentencepiece import sentencepiece_vocabulary
+from ..huggingface.tokenizing.protobuf import read_sentencepiece
+from ..huggingface.tokenizing.sentencepiece import sentencepiece_vocabulary
+from ..huggingface.tokenizing.tokenizer import TokenizerResult, read_tokenizer
 from ..metadata import Field, string
 from . import weight_files
 from .fused_experts import split_fused_experts

@@ -24,9 +24,9 @@ from typing import Any
 from ...errors import TokenizerError
 from ..byte_ranks import TOKEN_MAX, check_ranks, ranked_merges, token_texts
 from ..huggingface.json_files import read_json_object
-from ..huggingface.tokenizer_files import expect
-from ..huggingface.tokenizer_structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer
-from ..huggingface.tokenizer_vocabulary import MAX_TOKENS, TokenType, Vocabulary
+from ..huggingface.tokenizing.files import expect
+from ..huggingface.tokenizing.structure import Structure, chosen_pre_tokenizer, identify_pre_tokenizer
+from ..huggingface.tokenizing.vocabulary import MAX_TOKENS, TokenType, Vocabulary
 from ..metadata import string, strings
 from ..pretokenizers import PreTokenizer, Stage, canonical_pattern
 

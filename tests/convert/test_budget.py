@@ -13,16 +13,16 @@ from measuring import subject
 import qconv
 from qconv.convert.budget import Request, choose, measure, read_recipe, recipe_text, trace_front
 from qconv.convert.budget.sensitivity import TensorCosts, probe
-from qconv.convert.error_feedback import open_factors
+from qconv.convert.calibration.error_feedback import open_factors
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
 from qconv.convert.measure import Cut, cut_text, subject_of
-from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Budget, Settings
 from qconv.errors import FormatError, MissingFileError, UsageError
 from qconv.formats.base import Model
 from qconv.formats.metadata import uint32
 from qconv.plugins import load_plugins
 from qconv.quantizers.base import EncodeOptions
-from qconv.runtime.identity import read_text
+from qconv.runtime.measuring.identity import read_text
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-llama-7m"
 PROSE = Path(__file__).parents[1] / "helpers" / "prose.txt"

@@ -14,14 +14,14 @@ from measuring import PROSE, subject
 import qconv
 from qconv.convert.api import load_importance
 from qconv.convert.budget import Request, TensorCosts, choose, measure
-from qconv.convert.error_feedback import open_factors
+from qconv.convert.calibration.error_feedback import open_factors
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
 from qconv.convert.jobs import run_plan
 from qconv.convert.measure import Cut, cut_text
-from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.convert.settings import Budget, Settings
 from qconv.plugins import load_plugins
-from qconv.runtime.divergence import compare, log_probabilities
-from qconv.runtime.identity import read_text
+from qconv.runtime.measuring.divergence import compare, log_probabilities
+from qconv.runtime.measuring.identity import read_text
 
 MIXTURES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M")
 REGISTRIES = load_plugins("").registries()

@@ -11,14 +11,14 @@ from measuring import PROSE, subject
 from numpy.typing import NDArray
 
 import qconv
-from qconv.convert.calibrate import Calibration, measure_importance, save_importance
+from qconv.convert.calibration.calibrate import Calibration, measure_importance, save_importance
 from qconv.convert.measure import Cut, Subject, cut_text
 from qconv.convert.settings import Settings
-from qconv.convert.validate import dominant_encoding, threshold
+from qconv.convert.validation.validate import dominant_encoding, threshold
 from qconv.quantizers.recipes.tables import recipes
-from qconv.runtime.divergence import compare_logits
-from qconv.runtime.identity import read_text
-from qconv.runtime.perplexity import scored_rows
+from qconv.runtime.measuring.divergence import compare_logits
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.perplexity import scored_rows
 
 FAMILIES = {
     "floats": ("BF16", "F16", "F32"),

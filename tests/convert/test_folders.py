@@ -16,7 +16,7 @@ from qconv.convert import output as output_module
 from qconv.convert.settings import Settings
 from qconv.errors import DiskFullError, OutputExistsError, UsageError
 from qconv.formats.base import WriteOptions
-from qconv.runtime.identity import plain
+from qconv.runtime.measuring.identity import plain
 
 SHARDS = Settings(threads=2, write=WriteOptions(split_max_size=4_000_000))
 

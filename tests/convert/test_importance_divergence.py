@@ -17,12 +17,12 @@ from qconv.convert.measure import Cut, Subject, cut_text
 from qconv.formats.base import Tensor
 from qconv.quantizers.base import Encoding
 from qconv.quantizers.importance import ImportanceMatrix
-from qconv.runtime.divergence import compare, log_probabilities
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.identity import read_text
-from qconv.runtime.importance import ImportanceCollector
-from qconv.runtime.network import load_network
-from qconv.runtime.perplexity import batches, scored_rows
+from qconv.runtime.measuring.divergence import compare, log_probabilities
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.importance import ImportanceCollector
+from qconv.runtime.measuring.perplexity import batches, scored_rows
 
 CUT = Cut(128)  # seven windows, 441 predictions
 

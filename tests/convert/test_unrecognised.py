@@ -15,7 +15,7 @@ import pytest
 
 import qconv
 from qconv.errors import MissingFileError, QconvError, UnknownFormatError
-from qconv.runtime.network import load_network
+from qconv.runtime.building.network import load_network
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-llama-7m"

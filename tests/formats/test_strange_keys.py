@@ -16,7 +16,7 @@ from qconv.formats.architectures import built_in_architectures
 from qconv.formats.huggingface.out.prepare import prepare_for_huggingface
 from qconv.formats.metadata import Field, ValueType, boolean, float32, numbers, string, uint32
 from qconv.formats.strange_keys import strange_keys
-from qconv.runtime.network import load_network
+from qconv.runtime.building.network import load_network
 
 PATH = Path("tiny")
 WORDS = "does not know"

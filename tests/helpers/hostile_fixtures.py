@@ -40,12 +40,12 @@ from qconv.formats.summary import summarize
 from qconv.plugins.manager import Registries, load_plugins
 from qconv.quantizers.base import Encoding
 from qconv.quantizers.importance import ImportanceEntry, ImportanceMatrix
-from qconv.runtime.bases import open_base
-from qconv.runtime.compact_base import CompactWriter
-from qconv.runtime.identity import ModelIdentity
-from qconv.runtime.logits_file import encode_records, start_logits_file
-from qconv.runtime.tokenizer import load_tokenizer
-from qconv.runtime.windows import cut_standard
+from qconv.runtime.measuring.bases import open_base
+from qconv.runtime.measuring.compact_base import CompactWriter
+from qconv.runtime.measuring.identity import ModelIdentity
+from qconv.runtime.measuring.logits_file import encode_records, start_logits_file
+from qconv.runtime.measuring.windows import cut_standard
+from qconv.runtime.tokenizing.tokenizer import load_tokenizer
 
 _ROWS = 3  # read at both ends of every tensor
 _TENSORS = 60  # looked at in one file

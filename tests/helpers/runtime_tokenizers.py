@@ -14,7 +14,7 @@ from tokenizer_folders import TEXTS, context, read
 from qconv.formats.base import Model
 from qconv.formats.gguf.reader import open_gguf
 from qconv.formats.metadata import Field, ValueType, boolean, float32, numbers, string, strings, uint32
-from qconv.runtime.tokenizer import Tokenizer, load_tokenizer
+from qconv.runtime.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 CHARACTERS = st.characters(exclude_categories=("Cs", "Cn"))
 """Characters that every Unicode table of the last years knows."""

@@ -16,9 +16,9 @@ from qconv_encodings import ENCODINGS
 from qconv.formats.architectures import RuntimeFacts, built_in_architectures
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface import open_huggingface
-from qconv.formats.huggingface.tokenizer import TokenizerResult
+from qconv.formats.huggingface.tokenizing.tokenizer import TokenizerResult
+from qconv.runtime.building.network import Network, load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import Network, load_network
 
 FAMILIES = tuple(name for name in CONFIGS if isinstance(architecture_named(name).runtime, RuntimeFacts))
 STANDALONE = tuple(name for name in FAMILIES if name != "gemma3n")

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from qconv.formats.base import OpenContext
 from qconv.formats.gguf.reader import open_gguf
-from qconv.formats.huggingface.tokenizer import TokenizerResult, read_tokenizer
+from qconv.formats.huggingface.tokenizing.tokenizer import TokenizerResult, read_tokenizer
 from qconv.formats.metadata import Scalar
 from qconv.formats.pretokenizers import Stage, find_pre_tokenizer, to_tokenizer_json
 

@@ -12,9 +12,9 @@ from tiny_networks import logits, network, tokens
 
 from qconv.errors import ModelError, UsageError
 from qconv.runtime import cache as cache_module
+from qconv.runtime.building.configuration import Configuration
+from qconv.runtime.building.network import Network
 from qconv.runtime.cache import CACHE_TYPES, Cache, make_cache
-from qconv.runtime.configuration import Configuration
-from qconv.runtime.network import Network
 from qconv.runtime.workers import Workers
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}

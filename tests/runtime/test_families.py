@@ -10,8 +10,8 @@ import pytest
 from tiny_networks import open_folder
 from transformers_models import BEYOND_LLAMACPP, CASES, DEEP, PROMPTS, Case, save
 
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 TOLERANCE = 2e-5  # of the largest logit; measured: 3e-6
 

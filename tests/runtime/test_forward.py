@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tiny_networks import FAMILIES, in_memory, logits, network, tokens
 
 from qconv.errors import UsageError
+from qconv.runtime.building.network import Network, load_network
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
-from qconv.runtime.network import Network, load_network
 
 EXACT = 1e-4  # of float32's rounding, 2.6e-5 were seen in Gemma 3n; what is in the wrong place is wrong by percents
 

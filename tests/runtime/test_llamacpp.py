@@ -15,8 +15,8 @@ from transformers_models import log_softmax
 
 from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 LENGTH = 512
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from tiny_networks import in_memory
 
 from qconv.formats.base import Model
-from qconv.runtime.configuration import Routing
+from qconv.runtime.building.configuration import Routing
+from qconv.runtime.building.layers import Dense, Experts
+from qconv.runtime.building.network import load_network
 from qconv.runtime.elementwise import ACTIVATIONS, JOINING, layer_norm, rms_norm, sigmoid, soft_cap, softmax
 from qconv.runtime.feed_forward import choose_experts, dense, mixture
 from qconv.runtime.hooks import Hooks
-from qconv.runtime.layers import Dense, Experts
-from qconv.runtime.network import load_network
 from qconv.runtime.workers import Workers
 
 Wide = NDArray[np.float64]

@@ -8,8 +8,8 @@ from tiny_networks import STANDALONE, UNBOUND, network, tokens
 
 from qconv.errors import ModelError, UsageError
 from qconv.runtime.forward import forward
-from qconv.runtime.hessian import HessianCollector, moment_bytes
 from qconv.runtime.hooks import ProductInput
+from qconv.runtime.measuring.hessian import HessianCollector, moment_bytes
 from qconv.runtime.stages import embed_batch, network_stages, run_stage, stage_inputs
 from qconv.runtime.workers import Workers
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...architectures import Architecture, NameMap
 from ...metadata import Field, string
-from ..tokenizer import TokenizerResult
-from ..tokenizer_files import TokenizerFiles, read_text
+from ..tokenizing.files import TokenizerFiles, read_text
+from ..tokenizing.tokenizer import TokenizerResult
 from .source import LONGEST, PREFIX, tokenizer_digest
 
 __all__ = ["describe_weights", "record_source"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...getters import get_flag, get_numbers
 from ...metadata import Field, ValueType
-from ..tokenizer_protobuf import ModelType
-from ..tokenizer_vocabulary import TokenType
+from ..tokenizing.protobuf import ModelType
+from ..tokenizing.vocabulary import TokenType
 from .tokens import Tokens
 
 __all__ = ["build_sentencepiece"]

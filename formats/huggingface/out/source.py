@@ -27,7 +27,7 @@ import numpy as np
 
 from ...base import Model
 from ...metadata import Field
-from ..tokenizer_vocabulary import MAX_TOKENS
+from ..tokenizing.vocabulary import MAX_TOKENS
 
 __all__ = ["LONGEST", "PREFIX", "Recorded", "read_recorded", "recorded_types", "tokenizer_digest"]
 

@@ -11,9 +11,9 @@ from ....errors import TokenizerError
 from ...getters import get_flag, get_numbers, get_string, get_strings
 from ...metadata import Field, ValueType
 from ...pretokenizers import find_pre_tokenizer, pre_tokenizer_names, to_tokenizer_json
-from ..tokenizer_ranked import RANKED
-from ..tokenizer_vocabulary import TokenType
-from ..tokenizer_wordpiece import LOWERCASE_KEY
+from ..tokenizing.ranked import RANKED
+from ..tokenizing.vocabulary import TokenType
+from ..tokenizing.wordpiece import LOWERCASE_KEY
 from .source import Recorded
 from .tokens import Tokens, added_tokens
 

@@ -10,8 +10,8 @@ from typing import Any
 from ....errors import TokenizerError
 from ...getters import get_integer, get_numbers, get_strings
 from ...metadata import Field, ValueType
-from ..tokenizer_special import special_token_key
-from ..tokenizer_vocabulary import TokenType
+from ..tokenizing.special import special_token_key
+from ..tokenizing.vocabulary import TokenType
 from .source import Recorded
 
 __all__ = ["Tokens", "added_tokens", "read_tokens"]

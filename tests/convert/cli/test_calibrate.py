@@ -17,17 +17,17 @@ from measuring import PROSE, subject
 from run_cli import Cli
 from tiny_networks import in_memory
 
-from qconv.convert import second_moments
+from qconv.convert.calibration import second_moments
+from qconv.convert.calibration.second_moments import MomentJob, measure_moments
 from qconv.convert.measure import Cut, Subject, cut_text
-from qconv.convert.second_moments import MomentJob, measure_moments
 from qconv.errors import FormatError, MissingFileError
 from qconv.formats.calibration import CalibrationFile, open_calibration, pack_triangle, unpack_triangle
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
-from qconv.runtime.identity import ModelIdentity, read_text, weights_digest
-from qconv.runtime.network import load_network
+from qconv.runtime.measuring.identity import ModelIdentity, read_text, weights_digest
+from qconv.runtime.measuring.windows import cut_standard
 from qconv.runtime.stages import run_stage
-from qconv.runtime.windows import cut_standard
 
 CUT = ("-c", 64, "--chunks", 6)
 GIB = 1 << 30

@@ -12,8 +12,9 @@ from broken import change
 from measuring import PROSE, subject
 from run_cli import Cli
 
-from qconv.convert import certify, output
-from qconv.runtime.identity import identify_model
+from qconv.convert import output
+from qconv.convert.validation import certify
+from qconv.runtime.measuring.identity import identify_model
 
 VALIDATE = ("--validate", PROSE, "--validate-context", 64, "--validate-chunks", 2)
 KEYS = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from run_cli import Cli
 from standard_input import pipe, terminal
 
-import qconv.runtime.generate as generation
+import qconv.runtime.generating.generate as generation
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
 

@@ -16,8 +16,8 @@ from gguf_files import CONTEXT
 from measuring import PROSE, subject
 from run_cli import Cli
 
-from qconv.convert import calibrate
-from qconv.convert.calibrate import checkpoint_path
+from qconv.convert.calibration import calibrate
+from qconv.convert.calibration.calibrate import checkpoint_path
 from qconv.convert.locking import lock_path, sole_writer
 from qconv.errors import BusyError
 from qconv.formats.imatrix import read_imatrix
@@ -84,7 +84,7 @@ def test_an_interrupted_run_continues(
     cli: Cli, example_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "_SAVE_EVERY", -1.0)
-    monkeypatch.setattr("qconv.runtime.perplexity.BATCH_TOKENS", 64)
+    monkeypatch.setattr("qconv.runtime.measuring.perplexity.BATCH_TOKENS", 64)
     monkeypatch.setattr(calibrate, "batches", lambda windows: [range(i, i + 1) for i in range(len(windows.tokens))])
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     make(cli, example_model, whole)

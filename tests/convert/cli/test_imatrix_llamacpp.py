@@ -18,7 +18,7 @@ from run_cli import Cli
 
 from qconv.convert.measure import Cut, cut_text
 from qconv.formats.imatrix import read_imatrix
-from qconv.runtime.identity import read_text
+from qconv.runtime.measuring.identity import read_text
 
 Sums = dict[str, NDArray[np.float64]]
 

@@ -16,9 +16,9 @@ from measuring import PROSE, subject
 from run_cli import Cli
 
 from qconv.convert.measure import Cut, cut_text
-from qconv.runtime.identity import read_text
-from qconv.runtime.logits_file import file_size
-from qconv.runtime.perplexity import score
+from qconv.runtime.measuring.identity import read_text
+from qconv.runtime.measuring.logits_file import file_size
+from qconv.runtime.measuring.perplexity import score
 
 CUT = ("-c", 64, "--chunks", 4)
 

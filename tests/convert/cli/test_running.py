@@ -86,15 +86,15 @@ def test_long_windows_are_seen_to_move(
 
 
 INTERRUPTED = {
-    "perplexity": "qconv.runtime.perplexity.forward",
-    "validate": "qconv.runtime.perplexity.forward",
+    "perplexity": "qconv.runtime.measuring.perplexity.forward",
+    "validate": "qconv.runtime.measuring.perplexity.forward",
     "verify": "qconv.formats.gguf.verify.verify_gguf",
     "diff": "qconv.convert.diff.diff_tensors",
-    "split": "qconv.convert.transfer._Work._move",
-    "merge": "qconv.convert.split.check_bytes",
+    "split": "qconv.convert.editing.transfer._Work._move",
+    "merge": "qconv.convert.editing.split.check_bytes",
     "quantize": "qconv.convert.budget.sensitivity._sample",
     "warmup": "qconv.convert.warmup.compile_codec",
-    "generate": "qconv.runtime.generate.Reader.__init__",
+    "generate": "qconv.runtime.generating.generate.Reader.__init__",
     "inspect": "qconv.convert.opening.open_model",
 }
 

@@ -17,8 +17,8 @@ from transformers_models import PROMPTS, case, expected, log_softmax, save
 import qconv
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 PARTS = {
     "input_layernorm": "ln_1",

@@ -21,8 +21,8 @@ from huggingface_folder import (
 from qconv.errors import ModelError
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
-from qconv.runtime.read_configuration import read_configuration
-from qconv.runtime.rope import rope_table
+from qconv.runtime.attention.rope import rope_table
+from qconv.runtime.building.read_configuration import read_configuration
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

@@ -24,7 +24,7 @@ import qconv
 from qconv.errors import ModelError
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
-from qconv.runtime.network import load_network
+from qconv.runtime.building.network import load_network
 
 pytestmark = [pytest.mark.oracles, pytest.mark.filterwarnings("ignore")]
 

@@ -40,9 +40,9 @@ from qconv.errors import ModelError, QconvError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface import open_huggingface
 from qconv.formats.metadata import ValueType, numbers, uint32
+from qconv.runtime.building.network import load_network
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

@@ -29,9 +29,9 @@ from qconv.convert.prune import prune_layers
 from qconv.errors import ModelError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

@@ -24,8 +24,8 @@ from transformers_models import LLAMA4, VOCABULARY, case, expected, log_softmax,
 from qconv.errors import ModelError
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

@@ -20,8 +20,8 @@ from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import open_huggingface
 from qconv.formats.metadata import Field, ValueType, float32, numbers, uint32
 from qconv.formats.window_patterns import PATTERN_KEY, period_of
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = [pytest.mark.usefixtures("no_tokenizer"), pytest.mark.filterwarnings("ignore")]
 

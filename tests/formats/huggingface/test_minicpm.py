@@ -17,8 +17,8 @@ from transformers_models import LONGROPE, PROMPTS, case, expected, log_softmax, 
 import qconv
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 LAYERS, HIDDEN = 2, 64
 SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 128}

@@ -21,7 +21,7 @@ from tiny_networks import logits, network, tokens
 from qconv.errors import ModelError
 from qconv.formats.base import OpenContext
 from qconv.formats.huggingface import open_huggingface
-from qconv.runtime.read_configuration import read_configuration
+from qconv.runtime.building.read_configuration import read_configuration
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

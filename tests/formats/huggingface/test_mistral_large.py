@@ -18,8 +18,8 @@ import qconv
 from qconv.formats.base import OpenContext
 from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import open_huggingface
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = [pytest.mark.usefixtures("no_tokenizer"), pytest.mark.filterwarnings("ignore")]
 

@@ -23,8 +23,8 @@ from qconv.formats.huggingface import open_huggingface
 from qconv.formats.huggingface.out.prepare import prepare_for_huggingface
 from qconv.formats.metadata import ValueType, numbers, string, uint32
 from qconv.formats.predictions import without_predictions
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 pytestmark = [pytest.mark.usefixtures("no_tokenizer"), pytest.mark.filterwarnings("ignore")]
 

@@ -20,8 +20,8 @@ from qconv.formats.gguf import open_gguf
 from qconv.formats.huggingface import open_huggingface
 from qconv.formats.metadata import float32, string, uint32
 from qconv.formats.yarn import Magnitudes, keys_of_magnitudes, note_unread, yarn_magnitudes
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 ROUNDING = 1e-3  # of log-probabilities, in two orders of summation
 Keys = dict[str, Any]

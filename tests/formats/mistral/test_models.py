@@ -19,8 +19,8 @@ import qconv
 from qconv.errors import MissingTensorError, ShapeError
 from qconv.formats.base import Model, OpenContext
 from qconv.formats.mistral import open_mistral
+from qconv.runtime.building.network import load_network
 from qconv.runtime.forward import forward
-from qconv.runtime.network import load_network
 
 TOLERANCE = 2e-2  # of log-probabilities; measured: below 4e-6
 RUNTIME_TOLERANCE = 2e-5  # of the largest logit

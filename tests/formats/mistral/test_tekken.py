@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 import qconv
 from qconv.errors import FormatError, QconvError, TokenizerError
 from qconv.formats.base import OpenContext
-from qconv.formats.huggingface.tokenizer_vocabulary import TokenType
+from qconv.formats.huggingface.tokenizing.vocabulary import TokenType
 from qconv.formats.mistral import open_mistral
 from qconv.formats.mistral.tekken import tekken_vocabulary
-from qconv.runtime.tokenizer import load_tokenizer
+from qconv.runtime.tokenizing.tokenizer import load_tokenizer
 
 FIXTURES = ("deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2")
 

@@ -12,7 +12,7 @@ from qconv_encodings import ENCODINGS
 
 from qconv.formats.architectures import built_in_architectures
 from qconv.formats.base import OpenContext
-from qconv.formats.huggingface.tokenizer import TokenizerResult
+from qconv.formats.huggingface.tokenizing.tokenizer import TokenizerResult
 from qconv.formats.metadata import string
 
 

@@ -8,9 +8,9 @@ from packed_folders import Unpacker
 
 from qconv.formats.base import Tensor
 from qconv.formats.packed.exl2 import PACKING
-from qconv.quantizers.exl2_options import parse_option
-from qconv.quantizers.exl2_packing import pack_exl2
-from qconv.quantizers.exl2_rounding import exl2_factor, quantize_exl2
+from qconv.quantizers.rounding.exl2_options import parse_option
+from qconv.quantizers.rounding.exl2_packing import pack_exl2
+from qconv.quantizers.rounding.exl2_rounding import exl2_factor, quantize_exl2
 
 DTYPES = {"int32": "I32", "int16": "I16", "float16": "F16"}
 

@@ -262,7 +262,7 @@ def test_llama_cpp_applies_the_scales(folder: Folder, cli: Cli, tmp_path: Path, 
     from llamacpp_models import logits
     from tiny_networks import logits as our_logits
 
-    from qconv.runtime.network import load_network
+    from qconv.runtime.building.network import load_network
 
     path, _ = folder("modelopt-nvfp4", 2.0**-5, intermediate_size=256, hidden_size=256)
     for name, target in (("kept", "auto"), ("whole", "f32")):

@@ -14,9 +14,9 @@ from packed_folders import AWQ_ORDER, Unpacker, rows_of, words_of
 
 from qconv.formats.packed.awq import PACKING as AWQ
 from qconv.formats.packed.gptq import PACKING as GPTQ
-from qconv.quantizers.feedback import column_order, factorize
-from qconv.quantizers.group_packing import pack_awq, pack_gptq
-from qconv.quantizers.group_rounding import Grid, Rounded, round_groups, round_with_feedback
+from qconv.quantizers.rounding.feedback import column_order, factorize
+from qconv.quantizers.rounding.group_packing import pack_awq, pack_gptq
+from qconv.quantizers.rounding.group_rounding import Grid, Rounded, round_groups, round_with_feedback
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("integer_vectors.json").read_text())
 DTYPES = {"int32": "I32", "float16": "F16"}

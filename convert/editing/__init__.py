@@ -1,0 +1,1 @@
+"""Changing GGUF files without reading a weight: cut, joined, with other metadata."""

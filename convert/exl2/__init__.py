@@ -1,0 +1,1 @@
+"""Making EXL2 folders: measure every option, choose, quantize, write."""

@@ -1,0 +1,1 @@
+"""Making GPTQ and AWQ folders."""

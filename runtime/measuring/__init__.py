@@ -1,0 +1,1 @@
+"""What a model says, measured: predictions, inputs of matrices, and how two models differ."""

@@ -1,0 +1,1 @@
+"""Layers with a memory of fixed size: linear attention and state spaces."""
