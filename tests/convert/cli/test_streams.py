@@ -79,11 +79,11 @@ def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
     terminal = {**os.environ, "FORCE_COLOR": "1"}
     assert red in run(["inspect", "absent"], tmp_path, terminal).stderr
     assert b"31m" not in run(["inspect", "absent"], tmp_path, {**terminal, "NO_COLOR": "1"}).stderr
-    assert run(["inspect", "absent"], tmp_path).stderr == b"error: absent: no such file or folder.\n"
+    assert run(["inspect", "absent"], tmp_path).stderr.startswith(b"error: absent: no such file or folder.")
 
 
 def test_sentences_break_between_words_on_a_terminal(example_model: Path, tmp_path: Path) -> None:
-    narrow = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "40", "TERM": "dumb"}
+    narrow = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "40", "TERM": "xterm", "NO_COLOR": "1"}
     words = ["hf-to-gguf", str(example_model), "-o", "x.gguf", "--type", "q9"]
     lines = run(words, tmp_path, narrow).stderr.decode().splitlines()
     assert len(lines) > 1
