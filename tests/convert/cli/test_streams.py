@@ -64,7 +64,7 @@ def test_tables_in_pipes_end_with_their_words(cli: Cli, example_model: Path) -> 
 
 
 def test_names_are_neither_markup_nor_emoji(example_model: Path, tmp_path: Path) -> None:
-    terminal = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "120"}
+    terminal = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "120", "TERM": "xterm"}
     name = "a[b]:smile:.gguf"
     done = run(["hf-to-gguf", str(example_model), "-o", name, "--type", "q8_0"], tmp_path, terminal)
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_names_are_neither_markup_nor_emoji(example_model: Path, tmp_path: Path)
 
 def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
     red = b"\x1b[1;31m"
-    terminal = {**os.environ, "FORCE_COLOR": "1"}
+    terminal = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm"}
     assert red in run(["inspect", "absent"], tmp_path, terminal).stderr
     assert b"31m" not in run(["inspect", "absent"], tmp_path, {**terminal, "NO_COLOR": "1"}).stderr
     assert run(["inspect", "absent"], tmp_path).stderr.startswith(b"error: absent: no such file or folder.")
