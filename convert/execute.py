@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import EncodingError, NonFiniteError, QconvError
-from ..formats.positional import ContiguousRows
+from ..formats.architectures.lazy import only_moves
 from ..quantizers.finite import CHECKED_ENCODINGS, first_non_finite
 from .output import OutputFiles
 
@@ -85,9 +85,9 @@ def _matrix(slab: _Slab) -> int:
     return slab.start // shape[-2] if len(shape) > 2 else 0
 
 
-def _is_stored_alike(step: Step) -> bool:
-    """Whether the rows of the source lie one after another in a file, in the encoding of the target."""
-    return step.source.encoding.name == step.target.encoding.name and isinstance(step.source.read, ContiguousRows)
+def _is_moved(step: Step) -> bool:
+    """Whether the target's bytes are the source's, perhaps in another order."""
+    return step.source.encoding.name == step.target.encoding.name and only_moves(step.source)
 
 
 class _Digest:
@@ -148,7 +148,7 @@ class _Run:
         """
         for step in steps:
             self._pending[step.target.name] = _Digest()
-            if _is_stored_alike(step):
+            if _is_moved(step):
                 yield slabs(step)
             else:
                 yield from (iter((slab,)) for slab in slabs(step))

@@ -3,25 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from ...quantizers.catalog import BUILT_IN
 from ..base import Tensor
+from ..positional import ContiguousRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["F32", "Apply", "as_bytes", "constant", "each", "in_float32", "same_encoding", "span_reader"]
+__all__ = [
+    "F32",
+    "Apply",
+    "MovedRows",
+    "as_bytes",
+    "constant",
+    "each",
+    "in_float32",
+    "only_moves",
+    "same_encoding",
+    "span_reader",
+]
 
 F32 = next(encoding for encoding in BUILT_IN if encoding.name == "F32")
 
 Apply = Callable[[Sequence[Tensor], Mapping[str, int]], tuple[Tensor, ...]]
 """One direction of a transform: the tensors of one side and the arguments to those of the other."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MovedRows:
+    """A tensor's ``read`` where its rows are bytes of other tensors' rows in another order.
+
+    Attributes:
+        function: the reader.
+        sources: tensors that it reads, one of each kind.
+    """
+
+    function: Callable[[int, int], Bytes]
+    sources: tuple[Tensor, ...]
+
+    def __call__(self, start: int, stop: int) -> Bytes:
+        """Return uint8 (stop - start, bytes of a row)."""
+        return self.function(start, stop)
+
+
+def only_moves(tensor: Tensor) -> bool:
+    """Whether reading a tensor's rows is nothing but reading them from files and moving them."""
+    if isinstance(tensor.read, MovedRows):
+        return all(map(only_moves, tensor.read.sources))
+    return isinstance(tensor.read, ContiguousRows)
 
 
 def constant(name: str, values: NDArray[np.float32], origin: str) -> Tensor:
@@ -53,8 +90,11 @@ def each(function: Callable[[Tensor, Mapping[str, int]], Tensor]) -> Apply:
     return lambda tensors, arguments: tuple(function(tensor, arguments) for tensor in tensors)
 
 
-def span_reader(like: Tensor, span: Callable[[int], tuple[Tensor, int, int]]) -> Callable[[int, int], Bytes]:
-    """Return a reader of rows that lie in spans: ``span(row)`` is (source, its row, how many rows follow there in one piece)."""
+def span_reader(like: Tensor, span: Callable[[int], tuple[Tensor, int, int]]) -> MovedRows:
+    """Return a reader of rows that lie in spans: ``span(row)`` is (source, its row, how many rows follow there in one piece).
+
+    ``like`` is one of the sources.
+    """
     width = like.encoding.row_bytes(like.columns)
 
     def read(start: int, stop: int) -> Bytes:
@@ -71,4 +111,4 @@ def span_reader(like: Tensor, span: Callable[[int], tuple[Tensor, int, int]]) ->
             row += count
         return out
 
-    return read
+    return MovedRows(read, (like,))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ..base import Tensor
-from .lazy import in_float32, same_encoding, span_reader
+from .lazy import MovedRows, in_float32, same_encoding, span_reader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +79,7 @@ def _regroup(tensor: Tensor, heads: int, halves_first: bool) -> Tensor:
         row = source.read(0, 1)
         return regroup(row.reshape(axis, -1)).reshape(row.shape)[start:stop]
 
-    return replace(tensor, read=read_vector if len(tensor.shape) == 1 else read_matrix)
+    return replace(tensor, read=MovedRows(read_vector if len(tensor.shape) == 1 else read_matrix, (source,)))
 
 
 def stack(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Tensor, ...]:
@@ -106,7 +106,8 @@ def unstack(tensors: Sequence[Tensor], arguments: Mapping[str, int]) -> tuple[Te
 
     def part(index: int) -> Tensor:
         base = index * height
-        return replace(tensor, shape=tensor.shape[1:], read=lambda start, stop: tensor.read(base + start, base + stop))
+        read = MovedRows(lambda start, stop: tensor.read(base + start, base + stop), (tensor,))
+        return replace(tensor, shape=tensor.shape[1:], read=read)
 
     return tuple(part(index) for index in range(tensor.shape[0]))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FormatError, ShapeError
+from ..architectures.lazy import MovedRows
 from ..architectures.transforms import TRANSFORMS, same_encoding
 from ..base import Tensor
 from .names import MetaTensor
@@ -74,7 +75,7 @@ def _join_columns(wanted: MetaTensor, slices: Sequence[Tensor]) -> Tensor:
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         return np.concatenate([part.read(start, stop) for part in parts], axis=1)
 
-    return replace(parts[0], shape=(height, len(parts) * width), read=read)
+    return replace(parts[0], shape=(height, len(parts) * width), read=MovedRows(read, parts))
 
 
 def _join_heads(wanted: MetaTensor, slices: Sequence[Tensor]) -> Tensor:
