@@ -125,7 +125,7 @@ def _unpack(
     size = group_size_setting(config, "group_size", "q_group_size")
     packed = modules_with(tensors, (".qweight", ".qzeros", ".scales"))
     modules = {name: _module(parts, size, version) for name, parts in packed.items()}
-    kept, spare = replace_packed(tensors, packed, module_weights(modules, encodings["F32"]))
+    kept, spare = replace_packed(tensors, packed, module_weights(modules, packed, ".qweight", encodings["F32"]))
     sizes = number_range(module.group_size for module in modules.values())
     versions = ", ".join(sorted({module.version for module in modules.values()}))
     facts: dict[str, Scalar] = {"bits": 4, "group_size": sizes, "layout": versions}

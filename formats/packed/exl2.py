@@ -25,13 +25,12 @@ import numpy as np
 
 from ...errors import FormatError
 from ...quantizers.base import Encoding
-from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
 from .access import column_block, column_slab, expect, whole
 from .base import Packing, Unpacked, method, modules_with
 from .bits import unpack_stream
-from .replace import number_range, replace_packed
+from .replace import module_weights, number_range, replace_packed
 from .split_layers import join_split
 
 if TYPE_CHECKING:
@@ -140,16 +139,7 @@ def _unpack(
 ) -> Unpacked:
     packed = modules_with(tensors, _REQUIRED, (".q_perm",))
     modules = {name: _module(parts) for name, parts in packed.items()}
-    weights = {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            encodings["F16"],
-            module.read,
-            f"{module.q_weight.file.path.name}: {module.q_weight.name}",
-        )
-        for name, module in modules.items()
-    }
+    weights = module_weights(modules, packed, ".q_weight", encodings["F16"])
     kept, spare = replace_packed(tensors, packed, join_split(weights, config))
     widths = number_range(group.bits for module in modules.values() for group in module.groups)
     count = sum(module.inputs * module.outputs for module in modules.values())

@@ -29,12 +29,11 @@ import numpy as np
 
 from ...errors import FormatError, MissingTensorError
 from ...quantizers.base import Encoding
-from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
 from .access import column_block, expect, whole
 from .base import Packing, Unpacked, method, modules_with
-from .replace import replace_packed
+from .replace import module_weights, replace_packed
 from .split_layers import join_split
 
 if TYPE_CHECKING:
@@ -182,16 +181,7 @@ def _unpack(
 ) -> Unpacked:
     packed = modules_with(tensors, (".trellis",), _OPTIONAL)
     modules = {name: _module(name, parts) for name, parts in packed.items()}
-    weights = {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            encodings["F16"],
-            module.read,
-            f"{module.trellis.file.path.name}: {module.trellis.name}",
-        )
-        for name, module in modules.items()
-    }
+    weights = module_weights(modules, packed, ".trellis", encodings["F16"])
     kept, spare = replace_packed(tensors, packed, join_split(weights, config))
     rates = sorted({module.halves / 2 for module in modules.values()})
     count = sum(module.inputs * module.outputs for module in modules.values())

@@ -151,7 +151,7 @@ def _unpack(
     packed = modules_with(tensors, (".qweight", ".qzeros", ".scales"), (".g_idx",))
     settings, notes = _settings(config, packed)
     modules = {name: _module(parts, settings) for name, parts in packed.items()}
-    kept, spare = replace_packed(tensors, packed, module_weights(modules, encodings["F32"]))
+    kept, spare = replace_packed(tensors, packed, module_weights(modules, packed, ".qweight", encodings["F32"]))
     bits = number_range(module.bits for module in modules.values())
     sizes = {module.group_size for module in modules.values() if module.groups > 1}
     facts: dict[str, Scalar] = {"bits": bits, "group_size": number_range(sizes or {-1}), "layout": settings.layout}

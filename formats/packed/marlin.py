@@ -22,14 +22,13 @@ import numpy as np
 
 from ...errors import ShapeError
 from ...quantizers.base import Encoding
-from ..base import Tensor
 from ..metadata import Scalar
 from ..stored import StoredTensor
 from .access import as_float32, column_block, expect, whole
 from .affine import dequantize
 from .base import Packing, Unpacked, method, modules_with
 from .bits import unpack_stream
-from .replace import number_range, replace_packed
+from .replace import module_weights, number_range, replace_packed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,16 +114,7 @@ def _unpack(
 ) -> Unpacked:
     packed = modules_with(tensors, (".B", ".s"))
     modules = {name: _module(parts) for name, parts in packed.items()}
-    weights = {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            encodings["F32"],
-            module.read,
-            f"{module.codes.file.path.name}: {module.codes.name}",
-        )
-        for name, module in modules.items()
-    }
+    weights = module_weights(modules, packed, ".B", encodings["F32"])
     kept, spare = replace_packed(tensors, packed, weights)
     sizes = number_range(module.group_size for module in modules.values())
     facts: dict[str, Scalar] = {"bits": 4, "group_size": sizes, "layout": "marlin"}

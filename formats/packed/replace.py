@@ -22,10 +22,8 @@ _BIAS_MAX = 1 << 24  # elements; a larger one is no bias
 
 
 class QuantizedModule(Protocol):
-    """A linear layer of integers: its sizes, where its codes come from, and how its rows are read as float32 bytes."""
+    """A linear layer: its sizes, and how rows of its weights are read as bytes of an encoding."""
 
-    @property
-    def qweight(self) -> StoredTensor: ...
     @property
     def outputs(self) -> int: ...
     @property
@@ -33,18 +31,19 @@ class QuantizedModule(Protocol):
     def read(self, start: int, stop: int) -> NDArray[np.uint8]: ...
 
 
-def module_weights(modules: Mapping[str, QuantizedModule], float32: Encoding) -> dict[str, Tensor]:
-    """Return the weights of ``modules``, F32 (outputs, inputs), by name."""
-    return {
-        f"{name}.weight": Tensor(
-            f"{name}.weight",
-            (module.outputs, module.inputs),
-            float32,
-            module.read,
-            f"{module.qweight.file.path.name}: {module.qweight.name}",
-        )
-        for name, module in modules.items()
-    }
+def module_weights(
+    modules: Mapping[str, QuantizedModule],
+    packed: Mapping[str, Mapping[str, StoredTensor]],
+    codes: str,
+    encoding: Encoding,
+) -> dict[str, Tensor]:
+    """Return the weights of ``modules``, (outputs, inputs), by name; ``codes`` is the suffix of the packed tensor that has most of each."""
+    weights = {}
+    for name, module in modules.items():
+        stored, weight = packed[name][codes], f"{name}.weight"
+        origin = f"{stored.file.path.name}: {stored.name}"
+        weights[weight] = Tensor(weight, (module.outputs, module.inputs), encoding, module.read, origin)
+    return weights
 
 
 def replace_packed(
