@@ -17,7 +17,9 @@ from qconv.runtime.cache import FloatCache
 from qconv.runtime.forward import forward
 from qconv.runtime.hooks import ProductInput
 
-EXACT = 1e-4  # of float32's rounding, 2.6e-5 were seen in Gemma 3n; what is in the wrong place is wrong by percents
+EXACT = 2e-5
+ROUNDED = {"gemma3n": 1e-4}
+"""What float32 leaves apart in families where it rounds further: with AVX-512, 2.6e-5 were seen in Gemma 3n's streams."""
 
 
 def apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -81,7 +83,7 @@ def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     again = pieces_traced(found, texts)
     assert list(again) == list(traced)
     for tensor, values in traced.items():
-        assert apart(again[tensor], values) < EXACT
+        assert apart(again[tensor], values) < ROUNDED.get(name, EXACT)
 
 
 def pieces_traced(found: Network, texts: tuple[list[int], ...]) -> dict[str, NDArray[np.float32]]:
